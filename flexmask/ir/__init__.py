@@ -1,0 +1,14 @@
+"""What a mask or score means: interned expressions, their laws, their text and their value."""
+
+from .evaluate import Env, evaluate
+from .expr import B, FALSE, H, INDICES, K, KV_LEN, Q, Q_LEN, SCORE, TRUE, Expr, const, digest, load, make, rebuild, scalar, search, substitute, uses, walk
+from .ops import BOOL, CASTS, FLOAT, INT, OPS, Op, kind_of_dtype
+from .printer import parse, show
+from .simplify import LAWS, simplify
+
+__all__ = [
+    "BOOL", "CASTS", "FALSE", "FLOAT", "INDICES", "INT", "KV_LEN", "LAWS", "OPS", "Q_LEN", "SCORE", "TRUE",
+    "B", "Env", "Expr", "H", "K", "Op", "Q",
+    "const", "digest", "evaluate", "kind_of_dtype", "load", "make", "parse", "rebuild", "scalar", "search", "show", "simplify",
+    "substitute", "uses", "walk",
+]  # fmt: skip
