@@ -1,7 +1,29 @@
 """What a mask or score means: interned expressions, their laws, their text and their value."""
 
 from .evaluate import Env, evaluate
-from .expr import B, FALSE, H, INDICES, K, KV_LEN, Q, Q_LEN, SCORE, TRUE, Expr, const, digest, load, make, rebuild, scalar, search, substitute, uses, walk
+from .expr import (
+    FALSE,
+    INDICES,
+    KV_LEN,
+    Q_LEN,
+    SCORE,
+    TRUE,
+    B,
+    Expr,
+    H,
+    K,
+    Q,
+    const,
+    digest,
+    load,
+    make,
+    rebuild,
+    scalar,
+    search,
+    substitute,
+    uses,
+    walk,
+)
 from .ops import BOOL, CASTS, FLOAT, INT, OPS, Op, kind_of_dtype
 from .printer import parse, show
 from .simplify import LAWS, simplify

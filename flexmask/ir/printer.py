@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping, Sequence
 
 from .expr import INDICES, Expr, const, load, make, scalar, search, walk
-from .ops import BOOL, CASTS, FLOAT, INT, OPS
+from .ops import BOOL, CASTS, OPS
 
 # Python's precedences; an operand is put in brackets when it binds no tighter than its place needs.
 _PRECEDENCE = {"|": 2, "^": 3, "&": 4, "<<": 5, ">>": 5, "+": 6, "-": 6, "*": 7, "/": 7, "//": 7, "%": 7}
@@ -143,5 +143,3 @@ class _Reader:
         if name in OPS and not OPS[name].symbol:
             return make(name, args)
         raise ValueError(f"unknown function {name!r}")
-
-
