@@ -6,8 +6,19 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from .errors import TraceError
-from .frontend.signature import bind
+import torch
+
+from .errors import FlexmaskError, TraceError
+from .frontend import Traced, bind, trace
+from .inspect.explain import explain_map, explain_mask, explain_score
+from .inspect.picture import draw
+from .ir import INDICES, Env, evaluate, walk
+from .runtime.intervals import Intervals
+from .runtime.maps import check_given, extent_of, find_intervals, find_map
+from .runtime.store import default_store
+from .runtime.tile_map import TileMap
+
+PICTURE = 24  # rows and columns of a picture, at most
 
 
 def _name_of(function: Any) -> str:
@@ -28,12 +39,20 @@ class _Mod:
         self.function = function
         self.name = name or _name_of(function)
         self._binding = bind(function, self.kind)
+        self._traced: Traced | None = None
         self.__doc__ = getattr(function, "__doc__", None)
 
     def _call(self, values: dict[str, Any]) -> Any:
         positional = [values[role] for role, keyword in self._binding if keyword is None]
         named = {keyword: values[role] for role, keyword in self._binding if keyword is not None}
         return self.function(*positional, **named)
+
+    def traced(self) -> Traced:
+        """The function as an expression; traced again only when something it closes over has been rebound."""
+        if self._traced is None or self._traced.volatile or not self._traced.is_fresh():
+            default_store().counters.traces += 1
+            self._traced = trace(self, self.kind)
+        return self._traced
 
     def __repr__(self) -> str:
         return f"<flexmask.{self.kind} {self.name}>"
@@ -67,6 +86,102 @@ class Mask(_Mod):
     def __invert__(self) -> Mask:
         return Mask(_Not(self), f"~{_bracketed(self.name)}")
 
+    def block_mask(
+        self,
+        q_len: int,
+        kv_len: int,
+        batch: int | None = None,
+        heads: int | None = None,
+        block_size: tuple[int, int] | int = (128, 128),
+        device: torch.device | str | None = None,
+    ) -> TileMap:
+        """Which blocks of [q_len, kv_len] are empty, partial or full; exact, in memory proportional to what is kept.
+
+        `block_size` is (queries, keys) or one number for both. `batch` and `heads` are needed where the mask depends on them.
+        Raises ShapeError where a captured tensor does not fit the lengths.
+
+        >>> from flexmask import masks
+        >>> masks.causal.block_mask(256, 256).states()[0, 0].tolist()
+        [[1, 0], [2, 1]]
+        """
+        block_q, block_kv = (block_size, block_size) if isinstance(block_size, int) else block_size
+        traced = self.traced()
+        extent = extent_of(traced, q_len, kv_len, batch, heads, device)
+        facts, tile_map = find_map(default_store(), traced, extent, block_q, block_kv)
+        check_given(facts, batch, heads)
+        return tile_map
+
+    def intervals(
+        self,
+        q_len: int,
+        kv_len: int,
+        axis: str = "column",
+        batch: int | None = None,
+        heads: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> Intervals:
+        """For each key column the kept half-open query intervals (`axis="column"`), or for each query row the kept keys ("row").
+
+        `starts` and `ends` are int32 [B|1, H|1, N, pieces]. Raises NotInterval, with the reason and the user's line, where the
+        analysis knows no such form.
+
+        >>> from flexmask import masks
+        >>> masks.causal.intervals(4, 4, axis="row").ends.flatten().tolist()
+        [1, 2, 3, 4]
+        """
+        if axis not in ("row", "column"):
+            raise FlexmaskError(f'axis is "row" or "column", got {axis!r}.')
+        traced = self.traced()
+        _, facts = default_store().facts(traced)
+        check_given(facts, batch, heads)
+        extent = extent_of(traced, q_len, kv_len, batch, heads, device)
+        return find_intervals(traced, facts.rows if axis == "row" else facts.columns, extent)
+
+    def to_dense(
+        self, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, device: torch.device | str | None = None
+    ) -> torch.Tensor:
+        """The mask written out, bool [batch|1, heads|1, q_len, kv_len]: for tests and small pictures; costs O(q_len * kv_len).
+
+        >>> from flexmask import masks
+        >>> masks.causal.to_dense(2, 3).int().tolist()
+        [[[[1, 0, 0], [1, 1, 0]]]]
+        """
+        traced = self.traced()
+        extent = extent_of(traced, q_len, kv_len, batch, heads, device)
+        sizes = (extent.batch, extent.heads, q_len, kv_len)
+        indices = {}
+        for axis, (name, size) in enumerate(zip(("b", "h", "q_idx", "kv_idx"), sizes, strict=True)):
+            shape = [size if i == axis else 1 for i in range(4)]
+            indices[name] = torch.arange(size, device=extent.device).view(shape)
+        value = evaluate(traced.expr, Env(indices, traced.tensors, traced.scalars))
+        return torch.as_tensor(value, dtype=torch.bool, device=extent.device).expand(sizes)
+
+    def explain(self, q_len: int | None = None, kv_len: int | None = None, **extent: Any) -> str:
+        """What was derived from the mask: predicate, row and column form or the reason there is none, proofs, and the map for lengths.
+
+        `extent` takes batch, heads, block_size and device, as `block_mask` does.
+
+        >>> from flexmask import masks
+        >>> print(masks.causal.explain(256, 256))  # doctest: +ELLIPSIS
+        mask causal...
+          keep            kv_idx <= q_idx
+          kept keys of row q_idx: [0, q_idx + 1)
+        ...
+        """
+        _, facts = default_store().facts(self.traced())
+        lines = explain_mask(self.traced(), facts)
+        if q_len is not None:
+            lines += explain_map(self.block_mask(q_len, kv_len if kv_len is not None else q_len, **extent))
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        """Name, predicate and a small picture of batch entry 0, head 0 (`#` kept; for long tables a picture of blocks)."""
+        traced = self.traced()
+        q_len, kv_len = _picture_lengths(traced)
+        block_q, block_kv = -(-q_len // PICTURE) or 1, -(-kv_len // PICTURE) or 1
+        grid = self.block_mask(q_len, kv_len, 1, 1, (block_q, block_kv)).states()[0, 0]
+        return "\n".join([*explain_mask(traced, default_store().facts(traced)[1])[:2], f"  {q_len} x {kv_len}", draw(grid)])
+
 
 class Score(_Mod):
     """A change of the scaled score at (b, h, q_idx, kv_idx): takes the score first and returns the new one. Made by `flexmask.score`."""
@@ -75,6 +190,20 @@ class Score(_Mod):
 
     def __call__(self, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         return self._call({"score": score, "b": b, "h": h, "q_idx": q_idx, "kv_idx": kv_idx})
+
+
+    def explain(self) -> str:
+        """The score as the expression that kernels compute, and its captures."""
+        return "\n".join(explain_score(self.traced()))
+
+
+def _picture_lengths(traced: Traced) -> tuple[int, int]:
+    """Lengths for a picture: those of tables indexed by exactly q_idx or kv_idx, else PICTURE."""
+    found = {"q_idx": PICTURE, "kv_idx": PICTURE}
+    for axis in found:
+        sizes = [traced.tensors[n.value].shape[i] for n in walk(traced.expr) if n.op == "load" for i, a in enumerate(n.args) if a is INDICES[axis]]
+        found[axis] = min(sizes, default=PICTURE)
+    return found["q_idx"], found["kv_idx"]
 
 
 class _Both:

@@ -1,0 +1,41 @@
+# `make demo` and `make test` set themselves up on a machine with Python >= 3.11 and make.
+PYTHON ?= python3
+VENV ?= .venv
+# the versions CI runs; newer ones are welcome, see pyproject.toml
+TORCH ?= torch==2.13.0
+TRITON ?= triton==3.6.0
+NEXT_TRITON ?= triton==3.9.0
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+# A Python that has torch already (a GPU machine, say) lends it to the environment; otherwise it is installed.
+$(VENV)/.ready: pyproject.toml
+	@if $(PYTHON) -c "import torch, triton" 2>/dev/null; then \
+	  $(PYTHON) -m venv --system-site-packages $(VENV); \
+	else \
+	  $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q $(TORCH) numpy && { [ "`uname`" != Linux ] || $(BIN)/python -m pip install -q $(TRITON); }; \
+	fi
+	$(BIN)/python -m pip install -q -e ".[test,inspect]"
+	@touch $@
+
+.triton-next/.ready:
+	@if [ "`uname`" = Linux ]; then $(PYTHON) -m pip install -q --no-deps --target .triton-next $(NEXT_TRITON); fi
+	@mkdir -p .triton-next && touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/python -m examples.packed_text
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+test: $(VENV)/.ready .triton-next/.ready lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest --doctest-modules flexmask --ignore=flexmask/templates
+	$(BIN)/python -m pytest --doctest-glob='*.md' docs README.md
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.host
+
+clean:
+	rm -rf $(VENV) .triton-next .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,181 @@
+"""Forward attention on a GPU beside its rivals, in one process, interleaved; outputs checked in the same run.
+
+    python -m benchmarks.kernels [--lengths 8192 32768] [--masks full causal ...] [--json FILE]
+
+For each mask and length: median milliseconds (triton.testing.do_bench), exact-area TFLOP/s (4 * B * H * D * kept pairs), block
+TFLOP/s (non-empty 128 x 128 blocks instead of kept pairs), the time to build the map, and the largest error on sampled rows
+against the float64 reference. Rivals: FlexAttention (torch.compile), and SDPA with cuDNN and with flash for full and causal.
+A rival that is missing or fails is printed as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+import flexmask
+from benchmarks import masks as zoo
+from flexmask import reference
+from flexmask.ir import Env, evaluate
+
+HEADS = {8192: 32, 32768: 8, 131072: 4}
+
+
+@dataclass
+class Row:
+    """One case: milliseconds by contestant, and what they are measured against."""
+
+    mask: str
+    length: int
+    batch: int
+    heads: int
+    head_dim: int
+    kept_pairs: int
+    block_pairs: int
+    map_ms: float = float("nan")
+    rival_map_ms: float = float("nan")
+    error: float = float("nan")
+    ms: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def tflops(self, name: str, pairs: int) -> float:
+        return 4e-9 * self.batch * self.heads * self.head_dim * pairs / self.ms[name] if name in self.ms else float("nan")
+
+
+def kept_pairs(mask: flexmask.Mask, length: int, chunk: int = 1024) -> tuple[int, int]:
+    """Kept pairs of batch entry 0, head 0, and the pairs of its non-empty 128 x 128 blocks, by evaluation in row chunks."""
+    traced = mask.traced()
+    k_idx = torch.arange(length, device="cuda")
+    kept = blocks = 0
+    for start in range(0, length, chunk):
+        q_idx = torch.arange(start, start + chunk, device="cuda")[:, None]
+        env = Env({"b": 0, "h": 0, "q_idx": q_idx, "kv_idx": k_idx}, traced.tensors, traced.scalars)
+        keep = torch.as_tensor(evaluate(traced.expr, env), device="cuda").expand(chunk, length)
+        kept += int(keep.sum())
+        blocks += int(keep.view(chunk // 128, 128, length // 128, 128).any(3).any(1).sum())
+    return kept, blocks * 128 * 128
+
+
+def check(out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: flexmask.Mask) -> float:
+    """Largest error on sampled rows of two heads against the float64 reference."""
+    rows = torch.linspace(0, q.shape[2] - 1, 24, device=q.device).long()
+    want = reference.attention(q[:1, :2], k[:1, :2], v[:1, :2], mask, rows=rows)
+    return (out[:1, :2, rows].double() - want.double()).abs().max().item()
+
+
+def contestants(
+    name: str, mask: flexmask.Mask, row: Row, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> dict[str, Callable[[], Any]]:
+    attn = flexmask.compile(mask)
+    compiled = torch.compile(flex_attention, dynamic=False)
+    runs: dict[str, Callable[[], Any]] = {"flexmask": lambda: attn(q, k, v)}
+    try:
+        make = torch.compile(create_block_mask)
+        build = lambda: make(mask, None, None, row.length, row.length, device="cuda")
+        block_mask = build()
+        row.rival_map_ms = bench(build)
+        runs["FlexAttention"] = lambda: compiled(q, k, v, block_mask=block_mask)
+    except Exception as error:
+        row.failures["FlexAttention"] = f"{type(error).__name__}: {str(error)[:200]}"
+    if name in ("full", "causal"):
+        for backend, label in ((SDPBackend.CUDNN_ATTENTION, "SDPA cuDNN"), (SDPBackend.FLASH_ATTENTION, "SDPA flash")):
+            runs[label] = lambda backend=backend: _sdpa(backend, q, k, v, name == "causal")
+    return runs
+
+
+def _sdpa(backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+def bench(run: Callable[[], Any]) -> float:
+    import triton
+
+    return float(triton.testing.do_bench(run, warmup=25, rep=120, return_mode="median"))
+
+
+def measure(name: str, length: int, head_dim: int) -> Row:
+    batch, heads = max(1, 16384 // length), HEADS[length]
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(batch, heads, length, head_dim, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    mask = zoo.build(name, length, "cuda")
+    row = Row(name, length, batch, heads, head_dim, *kept_pairs(mask, length))
+    runs = contestants(name, mask, row, q, k, v)
+    for _ in range(2):  # twice round, interleaved; the better of two medians
+        for label, run in runs.items():
+            try:
+                row.ms[label] = min(row.ms.get(label, float("inf")), bench(run))
+            except Exception as error:
+                row.failures[label] = f"{type(error).__name__}: {str(error)[:300]}"
+    if "flexmask" in row.ms:
+        row.error = check(runs["flexmask"](), q, k, v, mask)
+        row.map_ms = bench(lambda: _fresh_map(mask, length))
+    return row
+
+
+def _fresh_map(mask: flexmask.Mask, length: int) -> Any:
+    from flexmask.runtime.maps import Extent, find_map
+    from flexmask.runtime.store import default_store
+
+    store = default_store()
+    store.forget_maps()
+    traced = mask.traced()
+    return find_map(store, traced, Extent(length, length, 1, 1, torch.device("cuda")), 128, 128)
+
+
+def show(row: Row) -> str:
+    cells = [f"{label} {row.ms[label]:.3f} ms {row.tflops(label, row.kept_pairs):.0f}" for label in row.ms]
+    ratio = row.ms.get("FlexAttention", float("nan")) / row.ms.get("flexmask", float("nan"))
+    density = row.block_pairs / row.length**2
+    text = f"{row.mask:20s} {row.length:6d} density {density:.4f} | " + " | ".join(cells)
+    text += f" | block {row.tflops('flexmask', row.block_pairs):.0f} | x{ratio:.2f} | map {row.map_ms:.3f} / {row.rival_map_ms:.3f} ms | err {row.error:.1e}"
+    return text + "".join(f"\n    {label} failed: {why}" for label, why in row.failures.items())
+
+
+def versions() -> dict[str, str]:
+    import triton
+
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "gpu": torch.cuda.get_device_name(),
+    }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768])
+    arguments.add_argument("--masks", nargs="+", default=list(zoo.NAMES))
+    arguments.add_argument("--head-dim", type=int, default=128)
+    arguments.add_argument("--json")
+    options = arguments.parse_args()
+    print(versions(), flush=True)
+    rows = []
+    for length in options.lengths:
+        for name in options.masks:
+            torch.compiler.reset()
+            try:
+                rows.append(measure(name, length, options.head_dim))
+                print(show(rows[-1]), flush=True)
+            except Exception as error:
+                print(f"{name:20s} {length:6d} FAILED {type(error).__name__}: {str(error)[:400]}", flush=True)
+            if options.json:
+                with open(options.json, "w") as file:
+                    json.dump({"versions": versions(), "rows": [asdict(r) for r in rows]}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""compile and attention: check what comes in, find or make what is needed, run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import reference
+from .errors import BackendError, TraceError
+from .inspect.explain import explain_map, explain_mask, explain_score
+from .mods import Mask, Score
+from .runtime import forward
+from .runtime.checks import Shapes, check_captures, check_inputs, check_scale
+from .runtime.store import default_store
+
+BACKENDS = ("cpu", "triton", "reference")
+
+
+class Attention:
+    """Attention under a mask and a score mod, compiled at the first call and kept. Made by `flexmask.compile`.
+
+    Called with q [B, Hq, Q, D], k [B or 1, Hkv, KV, D], v [B or 1, Hkv, KV, Dv], all of one dtype (float16, bfloat16, float32, float64)
+    and device, it returns [B, Hq, Q, Dv] in that dtype; with `return_lse=True` also the logarithm of the softmax's denominator,
+    float32 [B, Hq, Q], natural. A query that keeps no key gives 0 and lse -inf.
+    """
+
+    def __init__(self, mask: Mask | None, score: Score | None, scale: float | None, enable_gqa: bool, backend: str | None):
+        if backend is not None and backend not in BACKENDS:
+            raise BackendError(f"backend is one of {', '.join(BACKENDS)}, or None to choose by device; got {backend!r}.")
+        self.mask, self.score, self.scale, self.enable_gqa, self.backend = mask, score, scale, enable_gqa, backend
+        self._source_for: tuple[Shapes, torch.dtype] | None = None
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, return_lse: bool = False) -> Any:
+        shapes = check_inputs(q, k, v, self.enable_gqa)
+        scale = check_scale(self.scale, shapes.head_dim)
+        backend, _ = self._choose(q.device)
+        if backend == "reference":
+            return reference.attention(q, k, v, self.mask, self.score, scale, self.enable_gqa, return_lse)
+        request = self._request(q, shapes)
+        _refuse_gradients(q, k, v, *request.score_tensors)
+        run = forward.run_cpu if backend == "cpu" else forward.run_triton
+        self._source_for = (shapes, q.dtype)
+        out, lse = run(default_store(), request, q, k, v, scale)
+        return (out, lse) if return_lse else out
+
+    def source(self, part: str = "forward", *, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16) -> str:
+        """The generated kernel as one self-contained Python file, for the shapes of the last call, or else for `head_dim` and `dtype`.
+
+        On a machine without a GPU it is the kernel that an sm_90 GPU would run.
+        """
+        return self.source_path(part, head_dim=head_dim, dtype=dtype).read_text(encoding="utf-8")
+
+    def source_path(self, part: str = "forward", *, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16) -> Any:
+        """The file that `source` shows (a pathlib.Path in the cache directory)."""
+        if part != "forward":
+            raise BackendError(f'there is one kernel, "forward"; got {part!r}.')
+        shapes, dtype = self._source_for or (Shapes(1, 1, 1, 4096, 4096, head_dim, head_dim), dtype)
+        return forward.kernel_path(default_store(), self._traces(shapes), dtype)
+
+    def explain(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:
+        """What was derived from the mask and score for these tensors, the path chosen, and why."""
+        shapes = check_inputs(q, k, v, self.enable_gqa)
+        backend, why = self._choose(q.device)
+        request = self._request(q, shapes)
+        lines = [] if request.mask is None else explain_mask(request.mask, default_store().facts(request.mask)[1])
+        lines += [] if request.score is None else explain_score(request.score)
+        lines.append(f"path {backend}: {why}")
+        if backend != "reference":
+            tile_map, choices = forward.describe(default_store(), request, q, backend)
+            lines += [] if tile_map is None else explain_map(tile_map)
+            lines += [f"  {line}" for line in choices]
+        return "\n".join(lines)
+
+    def _choose(self, device: torch.device) -> tuple[str, str]:
+        """The backend for tensors on `device`, and the reason. A backend that was asked for is used or refused, never replaced."""
+        natural = "cpu" if device.type == "cpu" else "triton"
+        if self.backend is None:
+            if device.type not in ("cpu", "cuda"):
+                raise BackendError(f"flexmask runs on cpu and cuda tensors; these are on {device}.")
+            return natural, f"the tensors are on {device}"
+        if self.backend == "cpu" and natural != "cpu":
+            raise BackendError(f'backend="cpu" takes CPU tensors; these are on {device}.')
+        if self.backend == "triton" and natural == "cpu" and not forward.interpreting():
+            raise BackendError('backend="triton" takes CUDA tensors (or TRITON_INTERPRET=1 in the environment, for tests); these are on cpu.')
+        return self.backend, "asked for"
+
+    def _traces(self, shapes: Shapes) -> forward.Request:
+        mask = None if self.mask is None else self.mask.traced()
+        score = None if self.score is None else self.score.traced()
+        return forward.Request(mask, score, shapes)
+
+    def _request(self, q: torch.Tensor, shapes: Shapes) -> forward.Request:
+        request = self._traces(shapes)
+        sizes = {"batch": shapes.batch, "heads": shapes.heads, "q_len": shapes.q_len, "kv_len": shapes.kv_len}
+        for traced in (request.mask, request.score):
+            if traced is not None:
+                check_captures(traced, **sizes, device=q.device)
+        return request
+
+    def __repr__(self) -> str:
+        return f"<flexmask.Attention mask={self.mask!r} score={self.score!r}>"
+
+
+def _refuse_gradients(*tensors: torch.Tensor) -> None:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        raise BackendError(
+            "gradients are computed by backend='reference' only so far. Call under torch.no_grad() or torch.inference_mode(), "
+            "or pass tensors that do not require gradients."
+        )
+
+
+def compile(
+    mask: Mask | Callable[..., Any] | None = None,
+    score: Score | Callable[..., Any] | None = None,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    backend: str | None = None,
+) -> Attention:
+    """Attention with this mask and score mod, as a callable of (q, k, v). All arguments are optional.
+
+    `mask` is a mask or a plain function of (b, h, q_idx, kv_idx); `score` likewise of (score, b, h, q_idx, kv_idx). `scale` multiplies
+    q @ k (default head_dim ** -0.5). `enable_gqa` allows fewer key heads than query heads. `backend` is "cpu", "triton" or
+    "reference" (dense float64), by default that of the tensors' device. Functions are traced at the first call.
+    Raises TraceError, ShapeError or BackendError with what to write instead.
+
+    >>> import torch, flexmask
+    >>> attn = flexmask.compile(flexmask.masks.causal)
+    >>> x = torch.randn(1, 2, 5, 16)
+    >>> attn(x, x, x).shape
+    torch.Size([1, 2, 5, 16])
+    """
+    return Attention(_mod(mask, Mask, "mask"), _mod(score, Score, "score"), scale, enable_gqa, backend)
+
+
+def _mod(given: Any, wanted: type, word: str) -> Any:
+    if given is None or isinstance(given, wanted):
+        return given
+    if isinstance(given, (Mask, Score)):
+        raise TraceError(f"`{given.name}` was made by flexmask.{given.kind} but passed as {word}=.")
+    if isinstance(given, torch.Tensor):
+        raise TraceError(f"{word}= takes a function, not a tensor. Write `lambda b, h, q_idx, kv_idx: tensor[q_idx, kv_idx]`, say.")
+    return wanted(given)
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    mask: Mask | Callable[..., Any] | None = None,
+    score: Score | Callable[..., Any] | None = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    backend: str | None = None,
+    return_lse: bool = False,
+) -> Any:
+    """`compile` and call in one step, through the same caches; shapes and errors as there.
+
+    >>> import torch, flexmask
+    >>> x = torch.randn(1, 2, 5, 16)
+    >>> out, lse = flexmask.attention(x, x, x, mask=flexmask.masks.causal, return_lse=True)
+    >>> out.shape, lse.shape
+    (torch.Size([1, 2, 5, 16]), torch.Size([1, 2, 5]))
+    """
+    compiled = compile(mask, score, scale=scale, enable_gqa=enable_gqa, backend=backend)
+    return compiled(q, k, v, return_lse=return_lse)

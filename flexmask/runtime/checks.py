@@ -1,0 +1,113 @@
+"""Checks of what a call brings: shapes, dtypes, devices, and that no index runs out of a captured tensor."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..analysis import index_range
+from ..errors import ShapeError
+from ..frontend import Traced
+from ..ir import INDICES, Expr, show, walk
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of one call: q [batch, heads, q_len, head_dim], k [kv_batch, kv_heads, kv_len, head_dim], v [.., v_head_dim]."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    q_len: int
+    kv_len: int
+    head_dim: int
+    v_head_dim: int
+
+
+def check_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gqa: bool) -> Shapes:
+    """The sizes of a call. Raises ShapeError with what was found where q, k and v do not fit together."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, torch.Tensor):
+            raise ShapeError(f"{name} is a {type(x).__name__}, not a tensor.")
+        if x.dim() != 4:
+            raise ShapeError(f"{name} has shape {tuple(x.shape)}; attention takes [batch, heads, length, head_dim].")
+    if q.dtype not in DTYPES:
+        raise ShapeError(f"q is {q.dtype}; attention takes float16, bfloat16, float32 or float64.")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ShapeError(f"q, k and v differ in dtype: {q.dtype}, {k.dtype}, {v.dtype}. Cast them to one.")
+    if not q.device == k.device == v.device:
+        raise ShapeError(f"q, k and v are on different devices: {q.device}, {k.device}, {v.device}.")
+    _check_sizes(q, k, v, enable_gqa)
+    return Shapes(q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3])
+
+
+def _check_sizes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gqa: bool) -> None:
+    found = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if k.shape[:3] != v.shape[:3]:
+        raise ShapeError(f"k and v differ in batch, heads or length: {found}.")
+    if q.shape[3] != k.shape[3]:
+        raise ShapeError(f"q and k differ in head_dim: {found}.")
+    if q.shape[3] == 0 or v.shape[3] == 0:
+        raise ShapeError(f"a head_dim is 0: {found}.")
+    if k.shape[0] not in (q.shape[0], 1):
+        raise ShapeError(f"the batch of k and v is that of q, or 1: {found}.")
+    if q.shape[1] == k.shape[1]:
+        return
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ShapeError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key heads: {found}.")
+    if not enable_gqa:
+        raise ShapeError(f"q has {q.shape[1]} heads and k has {k.shape[1]}; pass enable_gqa=True to share each key head among queries.")
+
+
+def check_scale(scale: float | None, head_dim: int) -> float:
+    """The scale of q @ k: as given, or head_dim ** -0.5."""
+    if scale is None:
+        return head_dim**-0.5
+    if isinstance(scale, torch.Tensor) or not math.isfinite(scale):
+        raise ShapeError(f"scale is a finite Python number, got {scale!r}.")
+    return float(scale)
+
+
+def check_captures(traced: Traced, *, batch: int, heads: int, q_len: int, kv_len: int, device: torch.device) -> None:
+    """Raise ShapeError if a captured tensor is on another device or an index certainly leaves it.
+
+    Index ranges are exact for affine indices. An index that depends on data cannot be known here: on the CPU such an access
+    raises IndexError when it happens, on a GPU a load outside the tensor gives 0.
+    """
+    for tensor, name in zip(traced.tensors, traced.tensor_names, strict=True):
+        if tensor.device != device:
+            raise ShapeError(f"`{name}`, captured by `{traced.name}`, is on {tensor.device}, but the call is on {device}.")
+    if 0 in (batch, heads, q_len, kv_len):
+        return
+    sizes = {"b": batch, "h": heads, "q_idx": q_len, "kv_idx": kv_len}
+    ranges = {name: (0, size - 1) for name, size in sizes.items()} | {"q_len": (q_len, q_len), "kv_len": (kv_len, kv_len)}
+    for node in walk(traced.expr):
+        if node.op == "load":
+            for axis, index in enumerate(node.args):
+                _check_index(traced, node, axis, index, ranges)
+
+
+def _check_index(traced: Traced, node: Expr, axis: int, index: Expr, ranges: dict[str, tuple[int, int]]) -> None:
+    size = traced.tensors[node.value].shape[axis]
+    reach = index_range(index, ranges, traced.scalars)
+    if reach is None or (reach.lo >= -size and reach.hi < size) or not reach.exact:
+        return
+    names = capture_names(traced)
+    found = f"index `{show(index, names)}` reaches from {reach.lo} to {reach.hi}"
+    remedy = "Clamp the index (torch.clamp), or give the tensor one entry for each index."
+    if index in (INDICES["b"], INDICES["h"]) and size == 1:
+        remedy = f"Write 0 in place of `{show(index)}`, or expand the tensor."
+    raise ShapeError(
+        f"`{traced.tensor_names[node.value]}`, captured by `{traced.name}`, has {size} entries on axis {axis}, but {found}. {remedy}",
+        traced.locate(node),
+    )
+
+
+def capture_names(traced: Traced) -> dict[str, str]:
+    """t0, s0, ... by the user's names, for printing."""
+    tensors = {f"t{i}": name for i, name in enumerate(traced.tensor_names)}
+    return tensors | {f"s{i}": name for i, name in enumerate(traced.scalar_names)}

@@ -1,0 +1,167 @@
+"""One forward pass: the map and the kernel for a call's structure and shapes, found or made, and run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..analysis import Facts, Form
+from ..frontend import Traced
+from ..ir import TRUE, show, simplify
+from ..lowering import CaptureSpec, KernelPlan, emit_function, emit_row_bounds, plan_forward
+from ..templates.assemble import assemble
+from . import cpu, launch
+from .checks import Shapes, capture_names
+from .maps import Extent, find_map
+from .store import Store, code_fingerprint, structure_key
+from .tile_map import TileMap
+
+Result = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one call asks for: the traced mods and the sizes."""
+
+    mask: Traced | None
+    score: Traced | None
+    shapes: Shapes
+
+    @property
+    def score_tensors(self) -> tuple[torch.Tensor, ...]:
+        return () if self.score is None else self.score.tensors
+
+    def extent(self, device: torch.device) -> Extent:
+        s = self.shapes
+        return Extent(s.q_len, s.kv_len, s.batch, s.heads, device)
+
+
+def interpreting() -> bool:
+    """Whether Triton interprets kernels on the CPU in this process (for tests)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def run_cpu(store: Store, request: Request, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Result:
+    """(out, lse) on CPU tensors."""
+    mask = None if request.mask is None else (store.facts(request.mask)[1].predicate, request.mask.tensors, request.mask.scalars)
+    score = None if request.score is None else (simplify(request.score.expr), request.score.tensors, request.score.scalars)
+    return cpu.forward(q, k, v, scale=scale, tile_map=_cpu_map(store, request), mask=mask, score=score)
+
+
+def run_triton(store: Store, request: Request, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Result:
+    """(out, lse) by a generated kernel, on the tensors' GPU (or in Triton's interpreter)."""
+    tma = arch_of(q.device) >= 90 and not interpreting() and launch.fits_tma(q, k, v)
+    plan = plan_kernel(store, request, q.dtype, arch_of(q.device), "tma" if tma else "pointer")
+    tile_map = None
+    if request.mask is not None and plan.map_form != "none":
+        tile_map = find_map(store, request.mask, request.extent(q.device), plan.block_q, plan.block_kv, plan.map_form)[1]
+    module = store.kernel(kernel_key(request, plan), lambda: write_kernel(store, request, plan), launch.load)
+    return launch.launch_forward(module, q, k, v, scale, tile_map, _captures(request.mask), _captures(request.score))
+
+
+def arch_of(device: torch.device) -> int:
+    """Compute capability as one number, 90 for 9.0; machines without a GPU plan for 90."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def plan_kernel(store: Store, request: Request, dtype: torch.dtype, arch: int, loads: str) -> KernelPlan:
+    """The plan for a request: what the facts allow (tile lists or ranges, row intervals or the predicate), then sizes that fit."""
+    facts = None if request.mask is None else store.facts(request.mask)[1]
+    map_form, pieces, evaluated, _ = choose_tiles(facts)
+    s = request.shapes
+    return plan_forward(
+        s.head_dim, s.v_head_dim, dtype=str(dtype).removeprefix("torch."), arch=arch, map_form=map_form, pieces=pieces,
+        evaluated=evaluated, score=request.score is not None, loads=loads,
+    )  # fmt: skip
+
+
+def choose_tiles(facts: Facts | None) -> tuple[str, int, bool, str]:
+    """(map form, row intervals a kernel reads, whether it evaluates the predicate, why) for what is known of a mask."""
+    if facts is None or facts.predicate is TRUE:
+        return "none", 0, False, "no mask: every tile is full"
+    rows = facts.rows
+    if not isinstance(rows, Form):
+        return "list", 0, True, f"partial tiles evaluate the predicate: {rows.reason}"
+    if rows.residue is not None:
+        return "list", 0, True, "row intervals bound the work; partial tiles evaluate the predicate, a part of which is no interval"
+    if rows.sorted_tables:
+        return "list", len(rows.pieces), True, "partial tiles compare with row intervals where the tables ascend, else evaluate the predicate"
+    if facts.rows_contiguous and len(rows.pieces) == 1:
+        return "range", 1, False, "each block row keeps one run of blocks; partial tiles compare with row intervals"
+    return "list", len(rows.pieces), False, "partial tiles compare with row intervals"
+
+
+def kernel_key(request: Request, plan: KernelPlan) -> str:
+    """sha256 of the plan, the mods' structures where their text is in the kernel, and the code that writes it."""
+    parts = [plan.to_json(), code_fingerprint()]
+    parts += [structure_key(t) + str(capture_names(t)) for t in (request.mask, request.score) if t is not None]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def write_kernel(store: Store, request: Request, plan: KernelPlan) -> str:
+    """The kernel's source: one readable file that runs without flexmask."""
+    header, mask, bounds, score = [], None, None, None
+    if request.mask is not None:
+        facts = store.facts(request.mask)[1]
+        header += _header(request.mask, show(facts.predicate, capture_names(request.mask)))
+        if plan.evaluated:
+            mask = emit_function("mask_mod", facts.predicate, _spec(request.mask), "mask")
+        if isinstance(facts.rows, Form) and plan.pieces:
+            bounds = emit_row_bounds(facts.rows, _spec(request.mask))
+    if request.score is not None:
+        expr = simplify(request.score.expr)
+        header += _header(request.score, show(expr, capture_names(request.score)))
+        score = emit_function("score_mod", expr, _spec(request.score), "score")
+    return assemble(plan, mask, score, header, bounds)
+
+
+def _header(traced: Traced, text: str) -> list[str]:
+    at = traced.locate(traced.expr)
+    return [f"{traced.kind} {traced.name}{f' @ {at}' if at else ''}", f"    {text}"]
+
+
+def _spec(traced: Traced) -> CaptureSpec:
+    return CaptureSpec.of(traced.tensors, traced.tensor_names, traced.scalars, traced.scalar_names)
+
+
+def _captures(traced: Traced | None) -> launch.Captures:
+    return launch.NO_CAPTURES if traced is None else (traced.tensors, traced.scalars)
+
+
+def kernel_path(store: Store, request: Request, dtype: torch.dtype) -> Path:
+    """The file of the kernel for these shapes on this machine's GPU, or on an sm_90 one where there is none; written if need be."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype == torch.float64:  # the CPU's own type: a kernel would take the next smaller one
+        dtype = torch.float32
+    arch = arch_of(device)
+    plan = plan_kernel(store, request, dtype, arch, "tma" if arch >= 90 else "pointer")
+    key = kernel_key(request, plan)
+    return store.kernel_file(key, lambda: write_kernel(store, request, plan))
+
+
+def describe(store: Store, request: Request, q: torch.Tensor, backend: str) -> tuple[TileMap | None, list[str]]:
+    """The map that a call would use, and the choices made, with reasons."""
+    if backend == "cpu":
+        return _cpu_map(store, request), ["kernel          torch matrix products over the kept tiles"]
+    arch = arch_of(q.device)
+    plan = plan_kernel(store, request, q.dtype, arch, "tma" if arch >= 90 else "pointer")
+    facts = None if request.mask is None else store.facts(request.mask)[1]
+    lines = [f"kernel          {plan}", f"partial tiles   {choose_tiles(facts)[3]}"]
+    if request.mask is None or plan.map_form == "none":
+        return None, lines
+    return find_map(store, request.mask, request.extent(q.device), plan.block_q, plan.block_kv, plan.map_form)[1], lines
+
+
+def _cpu_map(store: Store, request: Request) -> TileMap | None:
+    if request.mask is None:
+        return None
+    block_q, block_kv = cpu.blocks(request.shapes.q_len, request.shapes.kv_len)
+    return find_map(store, request.mask, request.extent(torch.device("cpu")), block_q, block_kv)[1]

@@ -1,0 +1,93 @@
+"""Tile maps and intervals of a traced mask for given lengths, through the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..analysis import Facts, Form, NotInterval
+from ..errors import ShapeError
+from ..frontend import Traced
+from . import tile_map
+from .checks import check_captures
+from .intervals import Intervals, ascending, solve
+from .store import Store
+from .tile_map import TileMap
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The index space a mask is asked about: `batch` x `heads` x `q_len` x `kv_len`, on `device`."""
+
+    q_len: int
+    kv_len: int
+    batch: int
+    heads: int
+    device: torch.device
+
+
+def extent_of(traced: Traced, q_len: int, kv_len: int, batch: int | None, heads: int | None, device: torch.device | str | None) -> Extent:
+    """The extent, with the captures' device where none is given, checked against the captures.
+
+    Raises ShapeError for negative lengths, and where a mask that depends on the batch entry or head is asked about without one.
+    """
+    if q_len < 0 or kv_len < 0:
+        raise ShapeError(f"lengths are not negative; got q_len {q_len}, kv_len {kv_len}.")
+    found = torch.device(device) if device is not None else next((t.device for t in traced.tensors), torch.device("cpu"))
+    extent = Extent(q_len, kv_len, 1 if batch is None else batch, 1 if heads is None else heads, found)
+    check_captures(traced, batch=extent.batch, heads=extent.heads, q_len=q_len, kv_len=kv_len, device=found)
+    return extent
+
+
+def check_given(facts: Facts, batch: int | None, heads: int | None) -> None:
+    """A mask that depends on b or h has no map without knowing how many there are."""
+    for used, given, word in ((facts.uses_b, batch, "batch"), (facts.uses_h, heads, "heads")):
+        if used and given is None:
+            raise ShapeError(f"the mask depends on the {word.rstrip('s')} index: pass {word}=...")
+
+
+def find_map(store: Store, traced: Traced, extent: Extent, block_q: int, block_kv: int) -> tuple[Facts, TileMap]:
+    """What is known of the mask, and its tile map for this extent, built at most once for each version of its captures."""
+    key, facts = store.facts(traced)
+    kept_batch = extent.batch if facts.uses_b else 1
+    kept_heads = extent.heads if facts.uses_h else 1
+    place = (extent.q_len, extent.kv_len, kept_batch, kept_heads, extent.device)
+    made = store.tile_map(
+        (key, traced.scalars, place, block_q, block_kv),
+        traced.tensors,
+        lambda: tile_map.build(
+            facts,
+            traced.tensors,
+            traced.scalars,
+            q_len=extent.q_len,
+            kv_len=extent.kv_len,
+            batch=kept_batch,
+            heads=kept_heads,
+            block_q=block_q,
+            block_kv=block_kv,
+            device=extent.device,
+        ),
+    )
+    return facts, made
+
+
+def find_intervals(traced: Traced, form: Form | NotInterval, extent: Extent) -> Intervals:
+    """The form's intervals for this extent. Raises NotInterval, at the user's line, where the mask has none."""
+    if isinstance(form, NotInterval):
+        raise NotInterval(form.reason, form.culprit, form.at or traced.locate(traced.expr))
+    if form.residue is not None:
+        raise NotInterval("a part of the mask keeps scattered places", str(form.residue), traced.locate(form.residue))
+    for number in form.sorted_tables:
+        if not bool(ascending(traced.tensors[number])):
+            raise NotInterval(f"`{traced.tensor_names[number]}` does not ascend", "", traced.locate(traced.expr))
+    return solve(
+        form,
+        traced.tensors,
+        traced.scalars,
+        q_len=extent.q_len,
+        kv_len=extent.kv_len,
+        batch=extent.batch,
+        heads=extent.heads,
+        device=extent.device,
+    )

@@ -1,0 +1,163 @@
+"""What is kept between calls: facts by structure, kernels by plan, tile maps by the tensors they were built from; and counters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..analysis import Facts, derive
+from ..frontend import Traced
+from ..ir import digest, walk
+from ..options import read_options
+from .disk import DiskCache
+
+KEPT_MAPS = 64
+
+
+@dataclass
+class Counters:
+    """What happened since the process started (or since `cache_clear`)."""
+
+    traces: int = 0
+    builds: int = 0
+    memory_hits: int = 0
+    disk_hits: int = 0
+    maps: int = 0
+    map_hits: int = 0
+
+
+class Store:
+    """The caches of one process. Disk entries outlive it."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self._facts: dict[str, Facts] = {}
+        self._kernels: dict[str, Any] = {}
+        self._maps: OrderedDict[tuple[Any, ...], tuple[Any, tuple[weakref.ref[torch.Tensor], ...]]] = OrderedDict()
+
+    @cached_property
+    def disk(self) -> DiskCache:
+        return DiskCache(read_options().cache_dir)
+
+    def clear(self) -> None:
+        """Forget what is in memory (not on disk) and start counting anew."""
+        self.counters = Counters()
+        self._facts.clear()
+        self._kernels.clear()
+        self._maps.clear()
+
+    def forget_maps(self) -> None:
+        """Drop the tile maps alone, so that the next call builds its own."""
+        self._maps.clear()
+
+    def facts(self, traced: Traced) -> tuple[str, Facts]:
+        """The structure's key and what was derived from it: from memory, else from disk, else derived now."""
+        key = structure_key(traced)
+        if key in self._facts:
+            self.counters.memory_hits += 1
+            return key, self._facts[key]
+        facts = self._facts_on_disk(key, traced)
+        if facts is not None:
+            self.counters.disk_hits += 1
+        else:
+            self.counters.builds += 1
+            facts = derive(traced.expr, signs(traced))
+            self.disk.put(key, ".facts.json", json.dumps(facts.to_json()))
+        self._facts[key] = facts
+        return key, facts
+
+    def _facts_on_disk(self, key: str, traced: Traced) -> Facts | None:
+        """The facts another process left; None where there are none, or where the file is damaged."""
+        text = self.disk.get(key, ".facts.json")
+        try:
+            return None if text is None else Facts.from_json(json.loads(text), *_kinds(traced))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def kernel(self, key: str, write: Callable[[], str], load: Callable[[Path], Any]) -> Any:
+        """The loaded kernel module for `key`; `write` makes its source text if neither memory nor disk has it."""
+        if key in self._kernels:
+            self.counters.memory_hits += 1
+        else:
+            self._kernels[key] = load(self.kernel_file(key, write))
+        return self._kernels[key]
+
+    def kernel_file(self, key: str, write: Callable[[], str]) -> Path:
+        """The file with the kernel's source; written first where no process has yet."""
+        path = self.disk.path(key, ".py")
+        if path.is_file():
+            self.counters.disk_hits += 1
+            return path
+        self.counters.builds += 1
+        return self.disk.put(key, ".py", write())
+
+    def tile_map(self, key: tuple[Any, ...], tensors: Sequence[torch.Tensor], build: Callable[[], Any]) -> Any:
+        """The map for `key` and these tensors in their present versions, built now if need be.
+
+        Inference tensors keep no version, so a map that reads one is built at every call.
+        """
+        if any(t.is_inference() for t in tensors):
+            self.counters.maps += 1
+            return build()
+        full = (*key, *((id(t), t._version, t.data_ptr()) for t in tensors))
+        found = self._maps.get(full)
+        if found is not None and all(ref() is t for ref, t in zip(found[1], tensors, strict=True)):
+            self._maps.move_to_end(full)
+            self.counters.map_hits += 1
+            return found[0]
+        self.counters.maps += 1
+        made = build()
+        self._maps[full] = (made, tuple(weakref.ref(t) for t in tensors))
+        if len(self._maps) > KEPT_MAPS:
+            self._maps.popitem(last=False)
+        return made
+
+
+@lru_cache(maxsize=1)
+def default_store() -> Store:
+    return Store()
+
+
+def cache_info() -> dict[str, int]:
+    """Named counters: traces, builds, memory_hits, disk_hits, maps (built) and map_hits.
+
+    >>> import flexmask
+    >>> sorted(flexmask.cache_info())
+    ['builds', 'disk_hits', 'map_hits', 'maps', 'memory_hits', 'traces']
+    """
+    return asdict(default_store().counters)
+
+
+def signs(traced: Traced) -> tuple[int, ...]:
+    """Signs of the run-time scalars: known on the host, and what proofs about windows and offsets need."""
+    return tuple((s > 0) - (s < 0) if isinstance(s, int) else 0 for s in traced.scalars)
+
+
+def _kinds(traced: Traced) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    kinds = {(n.op, n.value): n.kind for n in walk(traced.expr)}
+    tensors = tuple(kinds["load", i] for i in range(len(traced.tensors)))
+    return tensors, tuple(kinds["scalar", i] for i in range(len(traced.scalars)))
+
+
+def structure_key(traced: Traced) -> str:
+    """sha256 of the expression, the captures' ranks and dtypes, the scalars' signs and flexmask's own code."""
+    shapes = [f"{t.dim()}{t.dtype}" for t in traced.tensors]
+    return digest(traced.expr, f"{traced.kind} {shapes} {signs(traced)} {code_fingerprint()}")
+
+
+@lru_cache(maxsize=1)
+def code_fingerprint() -> str:
+    """Changes whenever a file of flexmask does, so that a cache never serves an older compiler's work."""
+    root = Path(__file__).parent.parent
+    files = sorted(root.rglob("*.py"))
+    listing = "\n".join(f"{f.relative_to(root)} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
+    return hashlib.sha256(listing.encode()).hexdigest()[:16]

@@ -1,0 +1,97 @@
+"""Device functions that emitted mods may call; `assemble` copies those that are called.
+
+All floats are float32. These are the meanings of ir.ops where Triton's own operator differs, or has none.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def number(packed):
+    """An integer as `pack` passed it. 16 * x + 2 is never 1 and never divisible by 16, for which Triton would compile anew."""
+    return packed >> 4
+
+
+@triton.jit
+def floor_div(x, y):
+    """x // y rounded down, as in Python (Triton rounds toward zero)."""
+    quotient = x // y
+    rest = x - quotient * y
+    return tl.where((rest != 0) & ((rest < 0) != (y < 0)), quotient - 1, quotient)
+
+
+@triton.jit
+def floor_mod(x, y):
+    """x % y with the sign of y, as in Python (Triton gives it the sign of x)."""
+    rest = x % y
+    return tl.where((rest != 0) & ((rest < 0) != (y < 0)), rest + y, rest)
+
+
+@triton.jit
+def float_floor_div(x, y):
+    """floor(x / y) of float32 numbers; in float64, where the quotient of two float32 never rounds up to an integer."""
+    return tl.floor(x.to(tl.float64) / y.to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
+def float_floor_mod(x, y):
+    """x - y * floor(x / y), exact before the last rounding."""
+    wide_x, wide_y = x.to(tl.float64), y.to(tl.float64)
+    return (wide_x - tl.floor(wide_x / wide_y) * wide_y).to(tl.float32)
+
+
+@triton.jit
+def int_pow(x, n):
+    """x ** n of integers, modulo 2 ** 64; 0 for negative n unless x is 1 or -1, as in torch."""
+    base = x.to(tl.int64)
+    left = tl.abs(n.to(tl.int64))
+    result = base * 0 + left * 0 + 1
+    for _ in tl.static_range(31):
+        result = tl.where(left % 2 == 1, result * base, result)
+        base = base * base
+        left = left // 2
+    return tl.where((n < 0) & (tl.abs(x) != 1), 0, result)
+
+
+@triton.jit
+def float_pow(x, y):
+    """x ** y by way of float64, where the logarithm keeps enough digits."""
+    wide_y = y.to(tl.float64)
+    size = tl.exp2(wide_y * tl.log2(tl.abs(x).to(tl.float64)))
+    whole = tl.floor(wide_y) == wide_y
+    odd = whole & (tl.floor(wide_y * 0.5) * 2.0 != wide_y)
+    signed = tl.where(whole, tl.where(odd, -size, size), float("nan"))
+    result = tl.where(x < 0.0, signed, size)
+    return tl.where((y == 0.0) | (x == 1.0), 1.0, result).to(tl.float32)
+
+
+@triton.jit
+def tanh(x):
+    """Hyperbolic tangent, relative error below 1e-6: a polynomial near 0, where 1 - exp(-2x) would cancel; no overflow."""
+    square = x * x
+    near = x * (1.0 + square * (-0.3333333333 + square * (0.1333333333 + square * (-0.0539682540 + square * 0.0218694885))))
+    small = tl.exp2(tl.abs(x) * -2.8853900817779268)
+    far = (1.0 - small) / (1.0 + small)
+    return tl.where(tl.abs(x) < 0.25, near, tl.where(x < 0.0, -far, far))
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)); exp's overflow gives 0."""
+    return tl.div_rn(1.0, 1.0 + tl.exp(-x))
+
+
+@triton.jit
+def truncate(x):
+    """Rounded toward zero."""
+    return tl.where(x < 0.0, tl.ceil(x), tl.floor(x))
+
+
+@triton.jit
+def round_even(x):
+    """The nearest integer, halves to the even one."""
+    down = tl.floor(x)
+    half = down * 0.5
+    up = (x - down > 0.5) | ((x - down == 0.5) & (half != tl.floor(half)))
+    return tl.where(up, down + 1.0, down)

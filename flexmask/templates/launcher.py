@@ -1,0 +1,146 @@
+"""The host side of a kernel: packs what a call brings and starts the kernel. Copied by `assemble` into every generated file."""
+
+import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .forward import (
+    BLOCK_KV,
+    BLOCK_Q,
+    EVALUATED,
+    MAP_FORM,
+    NUM_STAGES,
+    NUM_WARPS,
+    PADDED_DIM,
+    PADDED_V_DIM,
+    PIECES,
+    SCORE,
+    TMA,
+    attention_forward,
+)
+
+# ---- constants
+# keys and values of as many heads as fit are walked together: about half of a data-centre GPU's L2 cache
+RESIDENT_BYTES = 24 * 1024 * 1024
+# indices up to here may be added and subtracted in 32 bits
+MAX_INDEX = 1 << 24
+
+
+# ---- bounds
+def row_bounds(tensors, scalars, q_len, kv_len, batch, heads, device):
+    """The row intervals, int32 [batch, heads, q_len, PIECES] twice: not called, as this plan needs none from here."""
+    raise ValueError("this kernel takes its row intervals from the caller")
+
+
+# ---- functions
+
+
+def pack(tensors, scalars):
+    """Captures as the kernel takes them: (pointer, strides..., pointer, ...) and (sizes of all tensors..., scalars...).
+
+    Integers of the second tuple travel as 16 * x + 2: Triton compiles anew for those that are 1 or divisible by 16.
+    """
+    tables, numbers = [], []
+    for tensor in tensors:
+        tables += [tensor, *tensor.stride()]
+        numbers += tensor.shape
+    numbers += scalars
+    return tuple(tables), tuple(x if isinstance(x, float) else 16 * int(x) + 2 for x in numbers)
+
+
+def addressable(x):
+    """`x`, copied where its last dimension is not contiguous or its rows lie too far apart for 32-bit offsets in a tile."""
+    return x if (x.stride(3) == 1 or x.shape[3] == 1) and abs(x.stride(2)) < 1 << 22 else x.contiguous()
+
+
+def fits_tma(x):
+    """Whether a TMA descriptor can describe `x`: base and strides are multiples of 16 bytes."""
+    size = x.element_size()
+    strides = [stride for stride, length in zip(x.stride()[:3], x.shape[:3]) if length > 1]
+    return x.data_ptr() % 16 == 0 and x.stride(3) == 1 and all(s > 0 and s * size % 16 == 0 for s in strides)
+
+
+def describe(x, rows, width):
+    """A TMA descriptor of [1, 1, rows, width] tiles of `x`; reads outside give 0."""
+    unit = 16 // x.element_size()
+    strides = [stride if length > 1 else unit for stride, length in zip(x.stride()[:3], x.shape[:3])]
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, width])
+
+
+def resident_heads(heads, kv_len, row_bytes):
+    """How many heads to walk together: a divisor of their number whose keys and values fit RESIDENT_BYTES."""
+    wanted = max(1, min(heads, RESIDENT_BYTES // max(1, kv_len * row_bytes)))
+    while heads % wanted:
+        wanted -= 1
+    return wanted
+
+
+def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row_starts=None, row_stops=None,
+            ranges=None, counts=None, offsets=None, index=None):  # fmt: skip
+    """(out [B, Hq, Q, Dv], lse float32 [B, Hq, Q]) of q [B, Hq, Q, D], k [B or 1, Hkv, KV, D], v [B or 1, Hkv, KV, Dv].
+
+    Captures come from `pack`. row_starts and row_stops are int32 [B or 1, Hq or 1, Q, PIECES]; the map is `ranges` int32 [B or 1,
+    Hq or 1, tile rows, 4], or `counts` int32 [.., .., tile rows, 3] with `offsets` and `index`. All are contiguous.
+    """
+    batch, heads, q_len, _ = q.shape
+    kv_len = k.shape[2]
+    if max(batch, heads, q_len, kv_len) > MAX_INDEX:
+        raise ValueError(f"sizes beyond {MAX_INDEX} are not supported; got q {tuple(q.shape)}, k {tuple(k.shape)}")
+    out = torch.empty(batch, heads, q_len, v.shape[3], dtype=q.dtype, device=q.device)
+    lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=q.device)
+    if lse.numel() == 0:
+        return out, lse
+    if kv_len == 0:
+        return out.zero_(), lse.fill_(float("-inf"))
+    if not SCORE and scale <= 0:  # the kernel takes the maximum before it multiplies by the scale
+        q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
+    tiles = triton.cdiv(q_len, BLOCK_Q.value)
+    tile_map = counts if ranges is None else ranges
+    q, k, v = addressable(q), addressable(k), addressable(v)
+    sources = (q, k, v)
+    if TMA:
+        rows, width, v_width = BLOCK_KV.value, PADDED_DIM.value, PADDED_V_DIM.value
+        sources = (describe(q, BLOCK_Q.value, width), describe(k, rows, width), describe(v, rows, v_width))
+    attention_forward[(tiles * batch * heads,)](
+        *sources, out, lse,
+        float(scale), q_len, kv_len, heads, heads // k.shape[1], int(k.shape[0] > 1),
+        resident_heads(batch * heads, kv_len, (k.shape[3] + v.shape[3]) * k.element_size()),
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+        *mask_captures, *score_captures,
+        row_starts, row_stops, *strides(row_starts, q_len),
+        ranges, counts, offsets, index, *strides(tile_map, tiles),
+        num_warps=NUM_WARPS.value, num_stages=NUM_STAGES.value,
+    )  # fmt: skip
+    return out, lse
+
+
+def strides(x, rows):
+    """Batch and head strides of a [B or 1, H or 1, rows, ..] table, in rows; 0 where there is one entry for all."""
+    if x is None:
+        return 0, 0
+    if not x.is_contiguous() or x.shape[2] != rows:
+        raise ValueError(f"expected a contiguous table of {rows} rows, got shape {tuple(x.shape)}, strides {x.stride()}")
+    return (x.shape[1] * rows if x.shape[0] > 1 else 0), (rows if x.shape[1] > 1 else 0)
+
+
+def attention(q, k, v, mask_tensors=(), mask_scalars=(), score_tensors=(), score_scalars=(), scale=None):
+    """(out, lse) with a trivial map: every tile is computed and cut by the mask. Captures are in the order of the file's header."""
+    batch, heads, q_len, head_dim = q.shape
+    kv_len = k.shape[2]
+    tile_rows, tile_columns = triton.cdiv(q_len, BLOCK_Q.value), triton.cdiv(kv_len, BLOCK_KV.value)
+    given = {}
+    if PIECES > 0 and not EVALUATED:
+        given["row_starts"], given["row_stops"] = row_bounds(mask_tensors, mask_scalars, q_len, kv_len, batch, heads, q.device)
+    elif PIECES > 0:
+        nothing = torch.zeros(1, 1, q_len, PIECES.value, dtype=torch.int32, device=q.device)
+        given["row_starts"] = given["row_stops"] = nothing
+    if MAP_FORM == "range":
+        ranges = torch.tensor([0, 0, 0, tile_columns], dtype=torch.int32, device=q.device)
+        given["ranges"] = ranges.expand(1, 1, tile_rows, 4).contiguous()
+    elif MAP_FORM == "list":
+        counts = [0, 0, tile_columns] if EVALUATED else [0, tile_columns, 0]
+        given["counts"] = torch.tensor(counts, dtype=torch.int32, device=q.device).expand(1, 1, tile_rows, 3).contiguous()
+        given["offsets"] = torch.zeros(1, 1, tile_rows, dtype=torch.int32, device=q.device)
+        given["index"] = torch.arange(tile_columns, dtype=torch.int32, device=q.device)
+    mask, score = pack(mask_tensors, mask_scalars), pack(score_tensors, score_scalars)
+    return forward(q, k, v, head_dim**-0.5 if scale is None else scale, mask, score, **given)

@@ -1,0 +1,27 @@
+"""For all tests: helper modules on the path, GPU tests skipped where there is none, hypothesis without deadlines."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+HERE = Path(__file__).parent
+for folder in (HERE, HERE.parent):  # zoo, strategies, drawing; benchmarks
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+# the first example compiles or traces, so time says nothing about an example
+settings.register_profile("flexmask", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+settings.load_profile("flexmask")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
