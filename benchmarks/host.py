@@ -70,7 +70,7 @@ def compile_cost() -> None:
 
 def _write(traced: Traced) -> str:
     request = Request(traced, None, Shapes(2, 4, 4, 256, 256, 128, 128))
-    return write_kernel(default_store(), request, plan_kernel(default_store(), request, torch.bfloat16, 90, "tma"))
+    return write_kernel(default_store(), request, plan_kernel(default_store(), request, torch.bfloat16, 90, True))
 
 
 def _derive_afresh(traced: Traced) -> Facts:

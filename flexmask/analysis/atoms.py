@@ -229,4 +229,3 @@ def _condition(x: Linear) -> Expr:
 def _ceiling(x: Linear, d: int) -> Linear:
     """ceil(x / d) for d > 0."""
     return divide(x, d) if d == 1 else divide(x.shifted(d - 1), d)
-

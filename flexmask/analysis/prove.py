@@ -206,4 +206,3 @@ class Prover:
 
 def where(condition: Expr, x: Expr, y: Expr) -> Expr:
     return x if x is y else simplify(make("where", (condition, x, y)))
-

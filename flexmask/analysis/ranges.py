@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..ir import BOOL, Expr, uses, walk
+from ..ir import BOOL, Expr, walk
 from .linear import Linear, linear
 
 
@@ -75,7 +75,7 @@ class _Ranges:
     def _max(self, m: Expr) -> IndexRange | None:
         return self._extreme(m, max)
 
-    def _extreme(self, m: Expr, pick: type[min] | type[max]) -> IndexRange | None:  # type: ignore[valid-type]
+    def _extreme(self, m: Expr, pick: Callable[[int, int], int]) -> IndexRange | None:
         x, y = map(self.of, m.args)
         if x is None or y is None:
             return None
@@ -108,12 +108,8 @@ class _Ranges:
         return IndexRange(lo, hi, d.lo == d.hi and x.exact and x.hi - x.lo >= abs(d.lo) - 1 and self._gapless(m.args[0]))
 
     def _gapless(self, expr: Expr) -> bool:
-        """Whether `expr`, whose range is exact, takes every value in it: a sum with an index, or its negative, as a term."""
-        terms = linear(expr).terms
-        return len(terms) == 1 and all(m.op == "index" and abs(c) == 1 for m, c in terms.items()) or self._unit_steps(expr)
-
-    def _unit_steps(self, expr: Expr) -> bool:
-        return all(m.op == "index" and abs(c) == 1 for m, c in linear(expr).terms.items())
+        """Whether `expr` takes every value of its range: it moves in steps of one along each index in it."""
+        return all(m.op == "scalar" or (m.op == "index" and abs(c) == 1) for m, c in linear(expr).terms.items())
 
     def _mul(self, m: Expr) -> IndexRange | None:
         x, y = map(self.of, m.args)
@@ -126,7 +122,4 @@ class _Ranges:
         x, y = map(self.of, m.args[1:])
         if x is None or y is None:
             return None
-        return IndexRange(min(x.lo, y.lo), max(x.hi, y.hi), not uses(m, *_nothing) and False)
-
-
-_nothing: tuple[Expr, ...] = ()
+        return IndexRange(min(x.lo, y.lo), max(x.hi, y.hi), False)

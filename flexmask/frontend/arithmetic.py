@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import TraceError
 from ..ir import BOOL, FALSE, FLOAT, INT, Expr, const, make
 
 _PROMOTING = {"add", "sub", "mul", "floordiv", "mod", "min", "max", "truediv"}
@@ -17,10 +16,18 @@ _ON_INTS = {"&": "bitand", "|": "bitor", "^": "bitxor", "~": "invert"}
 _MOST_MULTIPLIED = 8  # x ** n is written as multiplications up to here
 
 
+class Misfit(Exception):
+    """Kinds that do not fit; `message` has a {0} for the text of each of `parts`, which the recorder writes with the user's names."""
+
+    def __init__(self, message: str, *parts: Expr):
+        super().__init__(message)
+        self.message, self.parts = message, parts
+
+
 def combine(op: str, *args: Expr) -> Expr:
     """`op(*args)` as an expression. Besides ir's operations it takes & | ^ ~ (bools or integers), logical_*, bits_* and pos.
 
-    Raises TraceError, without a place, for kinds that do not fit.
+    Raises Misfit for kinds that do not fit.
     """
     for names, rule in _RULES:
         if op in names:
@@ -54,7 +61,7 @@ def _promoting(op: str, *args: Expr) -> Expr:
         if op in _OF_BOOLS:
             return make(_OF_BOOLS[op], args)
         if op == "sub":
-            raise TraceError("`-` of two conditions has no meaning. Write `a & ~b` or `a ^ b`, or subtract `a.int() - b.int()`.")
+            raise Misfit("`-` of two conditions has no meaning. Write `a & ~b` or `a ^ b`, or subtract `a.int() - b.int()`.")
     return make(op, _numbers(args))
 
 
@@ -71,7 +78,7 @@ def _power(op: str, base: Expr, exponent: Expr) -> Expr:
 
 def _integer_power(base: Expr, exponent: int) -> Expr:
     if exponent < 0 and base.kind == INT:
-        raise TraceError(f"an integer to the power {exponent} is not an integer. Write `x.float() ** {exponent}`.")
+        raise Misfit(f"an integer to the power {exponent} is not an integer. Write `{{0}}.float() ** {exponent}`.", base)
     if exponent < 0:
         return make("truediv", (const(1.0), _integer_power(base, -exponent)))
     if exponent > _MOST_MULTIPLIED:
@@ -92,19 +99,20 @@ def _bits(op: str, *args: Expr) -> Expr:
     if kinds == {INT}:
         return make(_ON_INTS[op], args)
     if FLOAT in kinds:
-        raise TraceError(f"`{op}` does not take floats; `{next(a for a in args if a.kind == FLOAT)!r}` is one. Compare it first.")
+        raise Misfit(f"`{op}` does not take floats; `{{0}}` is one. Compare it first.", next(a for a in args if a.kind == FLOAT))
     number = next(a for a in args if a.kind == INT)
-    raise TraceError(
-        f"`{op}` mixes a condition with the integer `{number!r}`. Write `({number!r} != 0)` if it is meant as a condition "
-        f"(comparisons next to `{op}` need brackets), or `.int()` after the condition if bits are meant."
+    raise Misfit(
+        f"`{op}` mixes a condition with the integer `{{0}}`. Write `({{0}} != 0)` if it is meant as a condition "
+        f"(comparisons next to `{op}` need brackets), or `.int()` after the condition if bits are meant.",
+        number,
     )
 
 
 def _shift(op: str, x: Expr, amount: Expr) -> Expr:
     if FLOAT in (x.kind, amount.kind):
-        raise TraceError(f"`{'<<' if op == 'lshift' else '>>'}` shifts integers only. Convert with `.long()`.")
+        raise Misfit(f"`{'<<' if op == 'lshift' else '>>'}` shifts integers only. Convert with `.long()`.")
     if amount.op == "const" and amount.value < 0:
-        raise TraceError(f"a shift by {amount.value}: shift amounts are not negative.")
+        raise Misfit(f"a shift by {amount.value}: shift amounts are not negative.")
     return make(op, (_number(x), _number(amount)))
 
 
@@ -121,7 +129,7 @@ def _order(op: str, x: Expr, y: Expr) -> Expr:
 
 def _signed(op: str, x: Expr) -> Expr:
     if x.kind == BOOL:
-        raise TraceError(f"`{op}` of the condition `{x!r}`. Write `~` to negate a condition, or `.int()` to count with it.")
+        raise Misfit(f"`{op}` of the condition `{{0}}`. Write `~` to negate a condition, or `.int()` to count with it.", x)
     return x if op == "pos" else make(op, (x,))
 
 
@@ -139,7 +147,7 @@ def _special(op: str, x: Expr) -> Expr:
 
 def _where(op: str, condition: Expr, x: Expr, y: Expr) -> Expr:
     if condition.kind != BOOL:
-        raise TraceError(f"`where` needs a condition first; `{condition!r}` is a number. Write `{condition!r} != 0`.")
+        raise Misfit("`where` needs a condition first; `{0}` is a number. Write `{0} != 0`.", condition)
     x, y = (x, y) if x.kind == y.kind else _numbers((x, y))
     return make("where", (condition, x, y))
 

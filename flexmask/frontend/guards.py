@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import CellType
 from typing import Any
 
-_ABSENT = object()
+ABSENT = object()
 _BY_VALUE = (bool, int, float, str)
 
 
@@ -28,14 +28,14 @@ class Guards:
             if now is not value and not _equal(now, value):
                 return False
         for mapping, key, value in self.items:
-            now = mapping.get(key, _ABSENT)
+            now = mapping.get(key, ABSENT)
             if now is not value and not _equal(now, value):
                 return False
         return self._objects_hold()
 
     def _objects_hold(self) -> bool:
         for owner, name, value in self.attributes:
-            if getattr(owner, name, _ABSENT) is not value:
+            if getattr(owner, name, ABSENT) is not value:
                 return False
         for sized, size in self.sizes:
             if len(sized) != size:
@@ -66,7 +66,7 @@ def _contents(cell: CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:
-        return _ABSENT
+        return ABSENT
 
 
 def _equal(now: Any, value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Lifting: the user's function rebuilt over symbols in place of the numbers it captures, through closures, globals and objects.
 
-A captured number becomes a run-time scalar without the user doing anything. Everything read on the way is guarded.
+A captured number becomes a run-time scalar without the user doing anything. Everything read on the way is guarded. Of modules and
+objects only what the code names is followed, so a mask that reads `trainer.window` neither copies nor watches the rest.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ import dis
 import functools
 import sys
 from abc import ABCMeta
-from collections.abc import Callable
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from collections.abc import Callable, Collection, Mapping
+from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-from .guards import GuardList
-from .recorder import Recorder
+from .guards import ABSENT, GuardList
+from .recorder import INT64, Recorder
 
 _FOREIGN = (sys.stdlib_module_names | {"torch", "numpy", "triton"}) - {"__main__"}
 _MODS = "flexmask.mods"
@@ -39,12 +40,14 @@ class Lifter:
         self._classes: dict[int, type] = {}
         self._cells: dict[int, CellType] = {}
         self._spaces: dict[int, ModuleType] = {}
-        self._named: set[tuple[int, str]] = set()
+        self._seen: set[tuple[int, str]] = set()
+        self._attributes = {"forward"}  # named by the code met so far; torch.nn.Module calls `forward`
+        self._followers: list[Callable[[Collection[str]], None]] = []
 
     def lift(self, value: Any, name: str) -> Any:
         """`value` over symbols; `name` is what the user calls it."""
         number = value.item() if isinstance(value, (np.integer, np.floating)) else value
-        if type(number) in (int, float):
+        if type(number) is float or (type(number) is int and number in INT64):
             return self.recorder.scalar(number, name)
         if isinstance(value, torch.Tensor):
             self.recorder.names.setdefault(id(value), name)
@@ -69,6 +72,8 @@ class Lifter:
             return self._container(value, name)
         if isinstance(value, type):
             return self._class(value)
+        if isinstance(value, ModuleType):
+            return self._module(value)
         return self._instance(value) if _can_be_cloned(type(value)) else self._opaque(value)
 
     # functions
@@ -85,7 +90,7 @@ class Lifter:
             lifted.__kwdefaults__ = self._items(function.__kwdefaults__)
         for name, original, cell in zip(code.co_freevars, originals, cells, strict=True):
             self._fill(original, cell, name)
-        self._globals(function.__globals__, code)
+        self._read(function)
         if function.__dict__:
             lifted.__dict__.update(self._items(function.__dict__))
         return lifted
@@ -124,7 +129,7 @@ class Lifter:
         self._done[id(partial)] = lifted
         return lifted
 
-    # globals
+    # variables by name
 
     def _space(self, original: dict[str, Any]) -> ModuleType:
         """A copy of a module's variables that the lifted functions read."""
@@ -134,46 +139,49 @@ class Lifter:
             self._spaces[id(original)] = space
         return self._spaces[id(original)]
 
-    def _globals(self, original: dict[str, Any], code: CodeType) -> None:
-        names, attributes = _names(code)
-        self._variables(original, names, attributes)
+    def _read(self, function: FunctionType) -> None:
+        """Lifts the globals that the code names, and the attributes it names of everything met so far."""
+        names, attributes = _names(function.__code__)
+        new = attributes - self._attributes
+        self._attributes |= new
+        self._named(function.__globals__, vars(self._space(function.__globals__)), names)
+        for follow in list(self._followers if new else ()):
+            follow(new)
 
-    def _variables(self, original: dict[str, Any], names: frozenset[str], attributes: frozenset[str]) -> None:
-        space = vars(self._space(original))
-        for name in names:
-            if name not in original:
+    def _follow(self, follow: Callable[[Collection[str]], None]) -> None:
+        """`follow` lifts the attributes of one object whose names it is given: those known now, and those met later."""
+        self._followers.append(follow)
+        follow(frozenset(self._attributes))
+
+    def _named(self, original: Mapping[str, Any], twin: dict[str, Any], names: Collection[str]) -> None:
+        """The named variables guarded, and lifted into `twin`; private numbers stay constants."""
+        for name in sorted(names):  # in an order of its own, for the same names of captures every time
+            if name not in original or (id(original), name) in self._seen:
                 continue
+            self._seen.add((id(original), name))
             value = original[name]
-            if isinstance(value, ModuleType):
-                self._module(space, original, name, value, attributes)
-            elif (id(original), name) not in self._named:
-                self._named.add((id(original), name))
-                self.guards.items.append((original, name, value))
-                space[name] = self.lift(value, name)
+            if isinstance(value, ModuleType) and not _is_followed(value):
+                continue
+            self.guards.items.append((original, name, value))
+            private = name.startswith("_") and isinstance(value, (int, float, np.generic))
+            twin[name] = value if private else self.lift(value, name)
 
-    def _module(self, space: dict[str, Any], original: dict[str, Any], name: str, module: ModuleType, attributes: frozenset[str]) -> None:
-        """`config.WINDOW`: the module's variables are read like globals, as far as the code names them."""
-        if type(module) is not ModuleType or _is_foreign(module.__name__):
-            return
-        if (id(original), name) not in self._named:
-            self._named.add((id(original), name))
-            self.guards.items.append((original, name, module))
-            space[name] = self._space(vars(module))
-            self._variables(vars(module), attributes, attributes)
+    def _module(self, module: ModuleType) -> ModuleType:
+        """`config.WINDOW`: a module's variables are read like globals."""
+        self._done[id(module)] = module
+        if not _is_followed(module):
+            return module
+        space = self._done[id(module)] = self._space(vars(module))
+        self._follow(functools.partial(self._named, vars(module), vars(space)))
+        return space
 
     # objects
 
-    def _items(self, original: dict[str, Any], of_mod: bool = False) -> dict[str, Any]:
-        """A dict of variables, guarded and lifted; private numbers stay constants. A Mask's private attributes are not the user's."""
+    def _items(self, original: dict[str, Any]) -> dict[str, Any]:
+        """All of a dict of variables: keywords, defaults, a function's attributes."""
         self.guards.sizes.append((original, len(original)))
-        lifted = {}
-        for name, value in original.items():
-            if of_mod and name.startswith("_"):
-                lifted[name] = value
-                continue
-            self.guards.items.append((original, name, value))
-            private = str(name).startswith("_") and isinstance(value, (int, float, np.generic))
-            lifted[name] = value if private else self.lift(value, name)
+        lifted = dict(original)
+        self._named(original, lifted, tuple(original))
         return lifted
 
     def _container(self, original: Any, name: str) -> Any:
@@ -182,7 +190,7 @@ class Lifter:
         if isinstance(original, dict):
             keys, values = list(original), list(original.values())
             self.guards.sizes.append((original, len(original)))
-            self.guards.items += [(original, key, value) for key, value in original.items()]
+            self.guards.items += list(zip([original] * len(keys), keys, values, strict=True))
         else:
             keys, values = list(range(len(original))), list(original)
             if isinstance(original, list):
@@ -197,64 +205,94 @@ class Lifter:
 
     def _instance(self, original: Any) -> Any:
         cls = type(original)
-        twin = object.__new__(self._derived(cls))
+        twin: Any = object.__new__(self._derived(cls))
         self._done[id(original)] = twin
         if hasattr(original, "__dict__"):
-            vars(twin).update(self._items(vars(original), _is_mod(cls)))
-        for name, slot in _slots(cls):
-            if hasattr(original, name):
-                value = slot.__get__(original)
-                self.guards.attributes.append((original, name, value))
-                slot.__set__(twin, self.lift(value, name))
+            vars(twin).update(vars(original))
+            self._follow(functools.partial(self._attributes_of, original, twin))
+        if slots := _slots(cls):
+            for name, slot in slots.items():
+                if hasattr(original, name):
+                    slot.__set__(twin, slot.__get__(original))
+            self._follow(functools.partial(self._slots_of, original, twin, slots))
+        if isinstance(original, torch.nn.Module):
+            self._submodules(original, twin)
         return twin
+
+    def _attributes_of(self, original: Any, twin: Any, names: Collection[str]) -> None:
+        if _is_mod(type(original)):  # read by flexmask's own code; its private attributes change when it is used
+            names = [name for name in vars(original) if not name.startswith("_")]
+        self._named(vars(original), vars(twin), names)
+        shadowed = (n for n in names if n not in vars(original) and hasattr(type(original), n))
+        self.guards.items += [(vars(original), name, ABSENT) for name in shadowed]
+
+    def _slots_of(self, original: Any, twin: Any, slots: dict[str, Any], names: Collection[str]) -> None:
+        for name in names:
+            if name in slots and hasattr(original, name):
+                value = slots[name].__get__(original)
+                self.guards.attributes.append((original, name, value))
+                slots[name].__set__(twin, self.lift(value, name))
+
+    def _submodules(self, original: torch.nn.Module, twin: Any) -> None:
+        """torch.nn keeps parameters and children in dicts of their own; children without a name to write are all read."""
+        children = vars(twin)["_modules"] = dict(original._modules)
+        numbered = [name for name in children if not name.isidentifier()]
+        self._named(original._modules, children, numbered)
+        self.guards.sizes.append((original._modules, len(children)))
+        self._follow(functools.partial(self._named, original._modules, children))
+        for tensors in (original._parameters, original._buffers):
+            self._follow(functools.partial(self._named, tensors, {}))
 
     def _opaque(self, original: Any) -> Any:
         """An object that cannot be copied: used as it is, its numbers constants, guarded as far as they can be seen."""
         self._done[id(original)] = original
         state = getattr(original, "__dict__", None)
-        if isinstance(state, dict) and not isinstance(original, ModuleType):
-            self.guards.sizes.append((state, len(state)))
-            self.guards.items += [(state, key, value) for key, value in state.items()]
+        if isinstance(state, dict):
+            self._follow(functools.partial(self._named, state, {}))
         return original
 
     def _class(self, cls: type) -> type:
-        """A class used as a namespace, `Config.WINDOW`: its plain attributes are constants, guarded."""
+        """A class used as a namespace, `Config.WINDOW`: its attributes are constants, guarded."""
         self._done[id(cls)] = cls
         for base in cls.__mro__:
             if not _is_foreign(base.__module__):
-                plain = [(k, v) for k, v in vars(base).items() if not k.startswith("__") and not callable(v)]
-                self.guards.items += [(vars(base), k, v) for k, v in plain]
+                self._follow(functools.partial(self._named, vars(base), {}))
         return cls
 
     def _derived(self, cls: type) -> type:
         """A subclass whose methods and class attributes are lifted; the class itself where subclassing could have effects."""
         if id(cls) not in self._classes:
             self._classes[id(cls)] = cls
-            members: dict[str, Any] = {}
-            for base in reversed(cls.__mro__[:-1]):
-                if not _is_foreign(base.__module__) and base.__module__ != _MODS:
-                    members.update(self._members(base))
-            if members and type(cls) in (type, ABCMeta) and not hasattr(cls.__init_subclass__, "__func__"):
+            bases = [b for b in cls.__mro__ if not _is_foreign(b.__module__) and b.__module__ != _MODS]
+            if bases and type(cls) in (type, ABCMeta) and not hasattr(cls.__init_subclass__, "__func__"):
                 names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-                self._classes[id(cls)] = type(cls)(cls.__name__, (cls,), {**members, **names})
+                self._classes[id(cls)] = type(cls)(cls.__name__, (cls,), names)
+            operators = {name for base in bases for name in vars(base) if name.startswith("__")} - _CONSTRUCTION
+            self._members(bases, cls, operators)
+            self._follow(functools.partial(self._members, bases, cls))
         return self._classes[id(cls)]
 
-    def _members(self, cls: type) -> dict[str, Any]:
-        members: dict[str, Any] = {}
-        for name, value in vars(cls).items():
-            if name in _CONSTRUCTION or isinstance(value, type):
+    def _members(self, bases: list[type], cls: type, names: Collection[str]) -> None:
+        """Methods, properties and class attributes, lifted into the derived class where there is one."""
+        for name in names:
+            base = next((b for b in bases if name in vars(b)), None)
+            if base is None or (id(cls), name) in self._seen:
                 continue
-            if isinstance(value, FunctionType):
-                self.guards.items.append((vars(cls), name, value))
-                members[name] = self.lift(value, name)
-            elif isinstance(value, (staticmethod, classmethod)):
-                members[name] = type(value)(self.lift(value.__func__, name))
-            elif isinstance(value, property) and value.fget is not None:
-                members[name] = property(self.lift(value.fget, name))
-            elif not name.startswith("_") and (type(value) in (int, float) or isinstance(value, torch.Tensor)):
-                self.guards.items.append((vars(cls), name, value))
-                members[name] = self.lift(value, name)
-        return members
+            self._seen.add((id(cls), name))
+            value = vars(base)[name]
+            lifted = self._member(value, name)
+            self.guards.items.append((vars(base), name, value))
+            if lifted is not value and self._classes[id(cls)] is not cls:
+                setattr(self._classes[id(cls)], name, lifted)
+
+    def _member(self, value: Any, name: str) -> Any:
+        if isinstance(value, (staticmethod, classmethod)):
+            return type(value)(self.lift(value.__func__, name))
+        if isinstance(value, property) and value.fget is not None:
+            return property(self.lift(value.fget, name))
+        if isinstance(value, (FunctionType, torch.Tensor)) or type(value) in (int, float):
+            return self.lift(value, name)
+        return value
 
 
 def _is_mod(cls: type) -> bool:
@@ -265,13 +303,13 @@ def _element(name: str, key: Any) -> str:
     return key if isinstance(key, str) and key.isidentifier() else f"{name}_{key}"
 
 
-def _slots(cls: type) -> list[tuple[str, Any]]:
-    return [
-        (name, value)
-        for base in cls.__mro__
+def _slots(cls: type) -> dict[str, Any]:
+    return {
+        name: value
+        for base in reversed(cls.__mro__)
         for name, value in vars(base).items()
-        if type(value).__name__ == "member_descriptor" and not name.startswith("__")
-    ]
+        if isinstance(value, MemberDescriptorType) and not name.startswith("__")
+    }
 
 
 @functools.lru_cache(maxsize=4096)
@@ -279,12 +317,24 @@ def _is_foreign(module: str | None) -> bool:
     return (module or "").partition(".")[0] in _FOREIGN
 
 
+def _is_library(module: str) -> bool:
+    """Whether a module was installed as somebody's package: its objects are not searched for numbers, unless they are callable."""
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return "site-packages" in file or "dist-packages" in file
+
+
+def _is_followed(module: ModuleType) -> bool:
+    return type(module) is ModuleType and not _is_foreign(module.__name__) and not _is_library(module.__name__)
+
+
 def _can_be_cloned(cls: type) -> bool:
     """Plain classes of the user's, and modules of torch.nn: no C state, no destructor that a copy would run."""
     plain: Callable[..., Any] = object.__new__
     if cls.__new__ is not plain or hasattr(cls, "__del__"):
         return False
-    return not _is_foreign(cls.__module__) or issubclass(cls, torch.nn.Module)
+    if issubclass(cls, torch.nn.Module):
+        return True
+    return not _is_foreign(cls.__module__) and (hasattr(cls, "__call__") or not _is_library(cls.__module__))  # noqa: B004
 
 
 @functools.lru_cache(maxsize=4096)
@@ -296,6 +346,8 @@ def _names(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
             names.add(instruction.argval)
         elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             attributes.add(instruction.argval)
+        elif instruction.opname == "LOAD_CONST" and isinstance(instruction.argval, str):
+            attributes.add(instruction.argval)  # getattr(config, "window")
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             inner_names, inner_attributes = _names(constant)

@@ -14,13 +14,13 @@ import torch
 from .. import ir
 from ..errors import TraceError
 from . import refuse
-from .arithmetic import combine
+from .arithmetic import Misfit, combine
 from .places import Place, user_frame
 from .symbol import ANY_DEVICE, AnyDevice, Symbol, flat
-from .tables import TableView, select
+from .tables import TableView, lengths, select
 from .torch_table import IMPURE, ROWS
 
-_INT64 = range(-(2**63), 2**63)
+INT64 = range(-(2**63), 2**63)
 # torch's name -> the purpose in refuse's table
 _VALUE_READS = {
     "item": "item", "tolist": "tolist", "numpy": "numpy", "__bool__": "bool", "__int__": "int", "__float__": "float", "__index__": "index",
@@ -69,7 +69,8 @@ class Recorder:
         if isinstance(value, Symbol):
             if value.recorder is not self:
                 raise TraceError(
-                    f"`{value.expr!r}` comes from another trace. Masks and scores must not keep indices in variables outside themselves."
+                    f"`{value.recorder.show(value.expr)}` comes from another trace. "
+                    "Masks and scores must not keep indices in variables outside themselves."
                 )
             return value
         if isinstance(value, torch.Tensor):
@@ -86,7 +87,7 @@ class Recorder:
     def _scalar_tensor(self, tensor: torch.Tensor) -> Symbol:
         if tensor.dim():
             raise TraceError(
-                f"`{self.name_of(tensor)}` is a tensor of shape {tuple(tensor.shape)} where one number is needed. "
+                f"`{self.name_of(tensor)}` is a tensor of shape {lengths(tensor)} where one number is needed. "
                 f"Index it: `{self.name_of(tensor)}[{', '.join(['q_idx', 'kv_idx', '...'][: min(tensor.dim(), 3)])}]`."
             )
         number = self.capture(tensor)
@@ -96,7 +97,11 @@ class Recorder:
         """One operation of the arithmetic table on operands."""
         operands = [self.operand(v) for v in values]
         self._specialise_shape(op, operands)
-        return self.symbol(combine(op, *(o.expr for o in operands)), all(o.known for o in operands))
+        try:
+            expr = combine(op, *(o.expr for o in operands))
+        except Misfit as misfit:
+            raise TraceError(misfit.message.format(*(self.show(part) for part in misfit.parts))) from None
+        return self.symbol(expr, all(o.known for o in operands))
 
     def operator(self, op: str, left: Any, right: Any, swapped: bool) -> Any:
         """Python's binary operator; operands that no expression can hold are left to Python."""
@@ -112,7 +117,7 @@ class Recorder:
         if op in ("floordiv", "mod", "truediv", "lshift", "rshift", "pow"):
             right = operands[1]
             if op in ("floordiv", "mod", "truediv") and right.known and self._value(right) == 0:
-                raise TraceError(f"division by zero: `{right.expr!r}` is 0.")
+                raise TraceError(f"division by zero: `{self.show(right.expr)}` is 0.")
             if right.known and right.expr.kind == ir.INT and op != "truediv":
                 operands[1] = self.operand(self.concrete(right))
         elif op == "mul" and all(o.expr.kind == ir.INT for o in operands) and operands[0].known != operands[1].known:
@@ -127,6 +132,11 @@ class Recorder:
         """The value of a symbol made of captured numbers; those numbers are constants of the code from now on."""
         self.specialised.update(node.value for node in ir.walk(symbol.expr) if node.op == "scalar")
         return self._value(symbol)
+
+    def show(self, expr: ir.Expr) -> str:
+        """The expression's text with the user's names."""
+        tensors = {f"t{i}": self.name_of(tensor) for i, tensor in enumerate(self.tensors)}
+        return ir.show(expr, tensors | {f"s{i}": name for i, name in enumerate(self.scalar_names)})
 
     # captured tensors
 
@@ -153,11 +163,12 @@ class Recorder:
 
     def size(self, tensor: torch.Tensor, axis: int) -> Any:
         """A length of a captured tensor is a captured number, so other lengths give the same code."""
-        if id(tensor) in self._derived or not isinstance(tensor.shape[axis], int):
-            return tensor.shape[axis]
+        length = lengths(tensor)[axis]
+        if id(tensor) in self._derived:
+            return length
         key = (id(tensor), axis)
         if key not in self._sizes:
-            self._sizes[key] = self.scalar(tensor.shape[axis], f"{self.name_of(tensor)}_size_{axis}")
+            self._sizes[key] = self.scalar(length, f"{self.name_of(tensor)}_size_{axis}")
         return self._sizes[key]
 
     # torch's functions
@@ -167,7 +178,7 @@ class Recorder:
         if name in ROWS and hasattr(torch.Tensor, name):
             return partial(self._row, _key(name, True), symbol)
         if name in refuse.REMEDIES:
-            raise TraceError(refuse.needs_value(name, repr(symbol.expr)))
+            raise TraceError(refuse.needs_value(name, self.show(symbol.expr)))
         if not hasattr(torch.Tensor, name):
             raise AttributeError(f"a symbolic number has no attribute {name!r}")
         raise TraceError(_unsupported(f"Tensor.{name}", name))
@@ -197,7 +208,7 @@ class Recorder:
     def _run(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call on real tensors only: it runs, and a tensor it makes is a derived one."""
         tensor = args[0] if args and isinstance(args[0], torch.Tensor) else None
-        if tensor is not None and func == _SHAPE:
+        if tensor is not None and (func == _SHAPE or (name == "size" and len(args) == 1 and not kwargs)):
             return tuple(self.size(tensor, axis) for axis in range(tensor.dim()))
         if tensor is not None and name == "size" and len(args) == 2 and not kwargs:
             return self.size(tensor, args[1] % tensor.dim())
@@ -240,7 +251,7 @@ def _reads_tensor(name: str, args: tuple[Any, ...]) -> bool:
 
 
 def _check_range(value: int | float) -> None:
-    if isinstance(value, int) and value not in _INT64:
+    if isinstance(value, int) and value not in INT64:
         raise TraceError(f"{value} does not fit into 64 bits. Numbers in masks and scores are int64 or float32.")
 
 

@@ -16,6 +16,8 @@ _IF = "`{}` needs one bool now. Write `torch.where(condition, x, y)`; for a mask
 _AND = "`{}` needs one bool now. Write `{}` between the conditions, each in brackets: `(a) {} (b)`."
 _NOT = "`not` needs one bool now. Write `~a`, with the condition in brackets."
 _CHAIN = "a chained comparison hides an `and`. Write `(a < b) & (b < c)`."
+_BRACKETS = "`&` and `|` bind tighter than comparisons, which makes this a chain. Write `(a < b) & (c < d)`."
+_BIT_OPERATORS = (ast.BitAnd, ast.BitOr, ast.BitXor)
 _IN = "`in` compares one by one and needs bools. Write `(x == a) | (x == b)`, or capture a bool table and index it."
 _EXTREME = "the builtin `{0}` needs one bool now. Write `torch.{1}(a, b)`."
 _QUANTIFIER = "the builtin `{0}` needs bools now. Join the conditions with `{1}`."
@@ -85,7 +87,10 @@ def _truth_remedy() -> str:
 def _chained(node: ast.AST, parents: list[ast.AST]) -> str:
     if isinstance(node, ast.Compare) and any(isinstance(op, (ast.In, ast.NotIn)) for op in node.ops):
         return _IN
-    return _CHAIN if isinstance(node, ast.Compare) and len(node.ops) > 1 else ""
+    if not isinstance(node, ast.Compare) or len(node.ops) == 1:
+        return ""
+    # `a > 1 & b > 2` is a chain too: Python reads a > (1 & b) > 2
+    return _BRACKETS if any(isinstance(c, ast.BinOp) and isinstance(c.op, _BIT_OPERATORS) for c in node.comparators) else _CHAIN
 
 
 def _called(node: ast.AST, parents: list[ast.AST]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import TraceError
+from .places import definition
 
 ROLES = {
     "score": ("score",),
@@ -54,6 +55,7 @@ def _by_position(
         name = getattr(function, "__name__", type(function).__name__)
         raise TraceError(
             f"a {kind} takes ({', '.join(order)}), by these names or in this order, and further parameters need defaults; "
-            f"{name} takes ({', '.join(p.name for p in parameters)})."
+            f"{name} takes ({', '.join(p.name for p in parameters)}).",
+            definition(function),
         )
     return tuple((role, None) for role in order)

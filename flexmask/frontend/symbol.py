@@ -66,7 +66,7 @@ class Symbol:
         return self.recorder.method(self, name)
 
     def __repr__(self) -> str:
-        return f"<symbol {self.expr!r}>"
+        return f"<symbol {self.recorder.show(self.expr)}>"
 
     __str__ = __repr__
 
@@ -99,8 +99,8 @@ class Symbol:
     __rshift__, __rrshift__ = _binary("rshift", False), _binary("rshift", True)
     __lt__, __le__ = _binary("lt", False), _binary("le", False)
     __gt__, __ge__ = _binary("lt", True), _binary("le", True)
-    __eq__ = _binary("eq", False)  # type: ignore[assignment]
-    __ne__ = _binary("ne", False)  # type: ignore[assignment]
+    __eq__ = _binary("eq", False)
+    __ne__ = _binary("ne", False)
     __neg__, __pos__, __abs__, __invert__ = _unary("neg"), _unary("pos"), _unary("abs"), _unary("~")
 
     # what needs a value now: given for captured numbers, refused for everything else
@@ -158,7 +158,7 @@ class Symbol:
         return self.recorder.concrete(self)
 
     def _refuse(self, purpose: str) -> NoReturn:
-        raise TraceError(refuse.needs_value(purpose, repr(self.expr)))
+        raise TraceError(refuse.needs_value(purpose, self.recorder.show(self.expr)))
 
 
 def flat(value: Any) -> Iterator[Any]:

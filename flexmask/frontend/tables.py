@@ -10,6 +10,7 @@ import torch
 
 from ..errors import TraceError
 from ..ir import BOOL, FLOAT, Expr
+from .symbol import Symbol
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -80,16 +81,16 @@ class TableView:
         return self.recorder.whole(self.tensor, tuple(_ALL if e is None else e.value for e in self.bound))
 
     def refuse(self) -> NoReturn:
-        shape = tuple(n for n, e in zip(self.tensor.shape, self.bound, strict=True) if e is None)
+        shape = tuple(n for n, e in zip(lengths(self.tensor), self.bound, strict=True) if e is None)
         name = self.recorder.name_of(self.tensor)
         raise TraceError(
-            f"`{self._text()}` still has {_dimensions(self.ndim)}, of shape {tuple(int(n) for n in shape)}, where one number is needed. "
+            f"`{self._text()}` still has {_dimensions(self.ndim)}, of shape {shape}, where one number is needed. "
             f"Index {'it' if self.ndim == 1 else 'them'} too: `{name}[{', '.join(['...'] * len(self.bound))}]` "
             f"takes {len(self.bound)} indices."
         )
 
     def _text(self) -> str:
-        parts = ", ".join(":" if e is None else repr(e) for e in self.bound)
+        parts = ", ".join(":" if e is None else self.recorder.show(e) for e in self.bound)
         return f"{self.recorder.name_of(self.tensor)}[{parts}]"
 
 
@@ -109,6 +110,12 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "
     setattr(TableView, f"__r{_name}__", _operator(f"__r{_name}__"))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne", "neg", "abs", "invert", "bool", "int", "float", "index", "iter"):
     setattr(TableView, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def lengths(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The tensor's shape as plain numbers, also while calls into torch are being recorded."""
+    with torch._C.DisableTorchFunction():
+        return tuple(tensor.shape)
 
 
 def select(recorder: Recorder, tensor: Any, index: Any) -> Any:
@@ -135,15 +142,15 @@ def _select(recorder: Recorder, tensor: torch.Tensor, bound: tuple[Expr | None, 
 def _binds(part: Any) -> bool:
     """Whether an index is one number, or leaves its dimension whole; a condition or float counts, to be refused by name."""
     if isinstance(part, slice):
-        return part == _ALL
+        return part.start is None and part.stop is None and part.step is None
     if isinstance(part, torch.Tensor):
         return part.dim() == 0
-    return part is Ellipsis or isinstance(part, (int, float, np.generic, TableView)) or hasattr(part, "expr")
+    return part is Ellipsis or isinstance(part, (int, float, np.generic, TableView, Symbol))
 
 
 def _taken_by_torch(recorder: Recorder, tensor: torch.Tensor, bound: tuple[Expr | None, ...], parts: tuple[Any, ...]) -> Any:
     """Slices, None and index tensors: torch takes them if no index is symbolic, giving a derived tensor."""
-    if any(hasattr(p, "expr") and not p.known for p in parts):
+    if any(isinstance(p, Symbol) and not p.known for p in parts):
         odd = next(p for p in parts if not _binds(p))
         raise TraceError(
             f"`{recorder.name_of(tensor)}` is indexed by {_shown(odd)} beside a symbolic index. "
@@ -156,10 +163,10 @@ def _taken_by_torch(recorder: Recorder, tensor: torch.Tensor, bound: tuple[Expr 
 def _plain(recorder: Recorder, part: Any) -> Any:
     if isinstance(part, slice):
         return slice(_plain(recorder, part.start), _plain(recorder, part.stop), _plain(recorder, part.step))
-    if hasattr(part, "expr"):
+    if isinstance(part, Symbol):
         if not part.known:
             raise TraceError(
-                f"a slice to `{part.expr!r}` has a length that is symbolic. Index single elements, or slice the tensor outside."
+                f"a slice to `{recorder.show(part.expr)}` has a symbolic length. Index single elements, or slice the tensor outside."
             )
         return recorder.concrete(part)
     return part.whole() if isinstance(part, TableView) else part
@@ -176,20 +183,18 @@ def _expanded(recorder: Recorder, tensor: torch.Tensor, parts: tuple[Any, ...], 
     given = [p for p in parts if p is not Ellipsis]
     if len(given) > free:
         name = recorder.name_of(tensor)
-        raise TraceError(f"too many indices: `{name}` has shape {tuple(int(n) for n in tensor.shape)}, {len(given)} given for {free} left.")
+        raise TraceError(f"too many indices: `{name}` has shape {lengths(tensor)}, {len(given)} given for {free} left.")
     at = next((i for i, p in enumerate(parts) if p is Ellipsis), len(given))
     return given[:at] + [_ALL] * (free - len(given)) + given[at:]
 
 
 def _index(recorder: Recorder, tensor: torch.Tensor, axis: int, part: Any) -> Expr:
-    expr = recorder.operand(part).expr
+    expr, name = recorder.operand(part).expr, recorder.name_of(tensor)
     if expr.kind == FLOAT:
-        raise TraceError(f"`{recorder.name_of(tensor)}` is indexed by the float `{expr!r}`. Convert with `.long()` (rounds towards zero).")
+        raise TraceError(f"`{name}` is indexed by the float `{recorder.show(expr)}`. Convert with `.long()` (rounds towards zero).")
     if expr.kind == BOOL:
-        raise TraceError(
-            f"`{recorder.name_of(tensor)}` is indexed by the condition `{expr!r}`. Choose with `torch.where`, or use `.long()`."
-        )
-    length = int(tensor.shape[axis])
+        raise TraceError(f"`{name}` is indexed by the condition `{recorder.show(expr)}`. Choose with `torch.where`, or use `.long()`.")
+    length = lengths(tensor)[axis]
     if expr.op == "const" and not -length <= expr.value < length:
-        raise TraceError(f"index {expr.value} is out of range: `{recorder.name_of(tensor)}` has {length} entries along dimension {axis}.")
+        raise TraceError(f"index {expr.value} is out of range: `{name}` has {length} entries along dimension {axis}.")
     return expr

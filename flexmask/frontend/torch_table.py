@@ -130,12 +130,12 @@ def _float(rec: Recorder, input: Any) -> Symbol:
     return rec.symbol(as_float(symbol.expr), symbol.known)
 
 
-def _softplus(rec: Recorder, input: Any, beta: Any = 1, threshold: Any = 20) -> Symbol:
+def _softplus(rec: Recorder, input: Any, beta: Any = 1, threshold: Any = 20) -> Any:
     x = _float(rec, input) * beta
     return (rec.apply("max", x, 0.0) + _log1p(rec, rec.apply("exp", -abs(x)))) / beta
 
 
-def _log1p(rec: Recorder, input: Any) -> Symbol:
+def _log1p(rec: Recorder, input: Any) -> Any:
     x = _float(rec, input)
     y = 1.0 + x
     # the rounding of 1 + x cancels in log(y) / (y - 1)
@@ -143,34 +143,35 @@ def _log1p(rec: Recorder, input: Any) -> Symbol:
     return rec.apply("where", rec.apply("|", y == 1.0, rec.apply("isinf", y)), x, exact)
 
 
-def _expm1(rec: Recorder, input: Any) -> Symbol:
+def _expm1(rec: Recorder, input: Any) -> Any:
     x = _float(rec, input)
     return rec.apply("tanh", x * 0.5) * (rec.apply("exp", x) + 1.0)
 
 
-def _sinh(rec: Recorder, input: Any) -> Symbol:
-    grown: Symbol = _expm1(rec, input)
-    return (grown + grown / (grown + 1.0)) * 0.5
+def _sinh(rec: Recorder, input: Any) -> Any:
+    x = _float(rec, input)
+    grown = _expm1(rec, abs(x))
+    return rec.apply("sign", x) * ((grown + grown / (grown + 1.0)) * 0.5)
 
 
-def _cosh(rec: Recorder, input: Any) -> Symbol:
+def _cosh(rec: Recorder, input: Any) -> Any:
     x = _float(rec, input)
     return (rec.apply("exp", x) + rec.apply("exp", -x)) * 0.5
 
 
-def _gelu(rec: Recorder, input: Any, approximate: str = "none") -> Symbol:
+def _gelu(rec: Recorder, input: Any, approximate: str = "none") -> Any:
     x = _float(rec, input)
     if approximate == "tanh":
         return 0.5 * x * (1.0 + rec.apply("tanh", math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
     return 0.5 * x * (1.0 + rec.apply("erf", x * math.sqrt(0.5)))
 
 
-def _leaky_relu(rec: Recorder, input: Any, negative_slope: Any = 0.01, inplace: bool = False) -> Symbol:
+def _leaky_relu(rec: Recorder, input: Any, negative_slope: Any = 0.01, inplace: bool = False) -> Any:
     x = rec.operand(input)
     return rec.apply("where", x > 0, x, x * negative_slope)
 
 
-def _logsigmoid(rec: Recorder, input: Any) -> Symbol:
+def _logsigmoid(rec: Recorder, input: Any) -> Any:
     return -_softplus(rec, -_float(rec, input))
 
 

@@ -112,13 +112,8 @@ def _new_score(recorder: Recorder, mod: Any, expr: ir.Expr) -> ir.Expr:
 
 def _wrong_kind(recorder: Recorder, mod: Any, expr: ir.Expr, found: str, remedy: str) -> TraceError:
     place = recorder.places.get(expr)
-    text = ir.show(expr, _provisional_names(recorder))
+    text = recorder.show(expr)
     return TraceError(f"{found} `{text}`. {remedy.format(text)}", definition(mod) if place is None else resolve(*place))
-
-
-def _provisional_names(recorder: Recorder) -> dict[str, str]:
-    tensors = {f"t{i}": recorder.name_of(t) for i, t in enumerate(recorder.tensors)}
-    return tensors | {f"s{i}": name for i, name in enumerate(recorder.scalar_names)}
 
 
 # canonical numbers
@@ -137,7 +132,7 @@ def _settle(recorder: Recorder, lifter: Lifter, mod: Any, kind: str, raw: ir.Exp
         tensor_names=tuple(_unique(recorder.names.get(id(recorder.tensors[i]), f"tensor{n}"), taken) for n, i in enumerate(tensors)),
         scalars=tuple(recorder.scalars[i] for i in scalars),
         scalar_names=tuple(_unique(recorder.scalar_names[i], taken) for i in scalars),
-        specialised=tuple((recorder.scalar_names[i], recorder.scalars[i]) for i in sorted(recorder.specialised)),
+        specialised=tuple(sorted((recorder.scalar_names[i], recorder.scalars[i]) for i in recorder.specialised)),
         volatile=recorder.volatile,
         places=places,
         guards=lifter.guards.freeze(),

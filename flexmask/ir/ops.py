@@ -43,7 +43,7 @@ def _rsqrt(x: float) -> float:
     return 1.0 / math.sqrt(x)
 
 
-def _pow(x: float, y: float) -> float:
+def _pow(x: float, y: float) -> Any:
     return x**y
 
 

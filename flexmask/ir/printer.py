@@ -31,7 +31,10 @@ def _render(node: Expr, args: list[tuple[str, int]], names: Mapping[str, str]) -
     if node.op == "scalar":
         return names.get(f"s{node.value}", f"s{node.value}"), _ATOM
     if node.op == "load":
-        return f"{names.get(f't{node.value}', f't{node.value}')}[{', '.join(plain) or '()'}]", _ATOM
+        name = names.get(f"t{node.value}")
+        if name and not plain:
+            return name, _ATOM  # one number: for people its name says it all
+        return f"{name or f't{node.value}'}[{', '.join(plain) or '()'}]", _ATOM
     if node.op == "search":
         number, side = node.value
         return f"{side}({', '.join([names.get(f't{number}', f't{number}'), *plain])})", _ATOM
@@ -42,7 +45,7 @@ def _render(node: Expr, args: list[tuple[str, int]], names: Mapping[str, str]) -
 
 def _render_op(node: Expr, args: list[tuple[str, int]]) -> tuple[str, int]:
     symbol = OPS[node.op].symbol
-    if not symbol:
+    if not symbol or (node.op == "neg" and node.args[0].op == "const"):  # -3 reads back as a constant
         return f"{node.op}({', '.join(a for a, _ in args)})", _ATOM
     if len(args) == 1:
         return symbol + _bracket(args[0], _UNARY), _UNARY
@@ -140,6 +143,6 @@ class _Reader:
         args = tuple(self.read(a) for a in node.args)
         if name in CASTS and len(args) == 1:
             return make("cast", args, name)
-        if name in OPS and not OPS[name].symbol:
+        if name in OPS and (not OPS[name].symbol or name == "neg"):
             return make(name, args)
         raise ValueError(f"unknown function {name!r}")

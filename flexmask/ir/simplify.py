@@ -162,12 +162,12 @@ def _promotes(pattern: Expr, node: Expr) -> bool:
 
 
 def _match_args(pattern: Expr, args: tuple[Expr, ...], bound: dict[str, Expr]) -> dict[str, Expr] | None:
-    found: dict[str, Expr] | None = bound
     for p, a in zip(pattern.args, args, strict=True):
-        found = _match(p, a, found)
+        found = _match(p, a, bound)
         if found is None:
             return None
-    return found
+        bound = found
+    return bound
 
 
 def _bind(variable: Expr, node: Expr, bound: dict[str, Expr]) -> dict[str, Expr] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from ..errors import BackendError
@@ -12,9 +11,31 @@ ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # shared memory that one program may use, by compute capability
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 87: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 103: 227 * 1024,
                 120: 99 * 1024, 121: 99 * 1024}  # fmt: skip
-# of 255 registers a thread, those that accumulators and operands may take; the rest is for addresses, masks and statistics
-TILE_REGISTERS = 176
-PREFERRED = [(128, 128), (128, 64), (64, 64), (64, 32), (32, 32), (16, 32), (16, 16)]
+# Tiles whose kernels were checked to spill no register: (block_q, block_kv, warps, stages) by the greater padded head dim, for kernels
+# without a map, with row intervals only, and with a predicate or score mod in the loop. From Hopper on wgmma reads operands from shared
+# memory, which leaves room for 128 x 128; TMA keeps addresses out of registers. On Ampere the queries sit in registers.
+Tile = tuple[int, int, int, int]
+Row = tuple[Tile, Tile, Tile]
+_TMA: dict[int, Row] = {
+    64: ((64, 128, 4, 2), (64, 128, 4, 2), (64, 128, 4, 2)),
+    128: ((128, 128, 8, 3), (128, 128, 8, 3), (128, 64, 8, 3)),
+    256: ((128, 64, 8, 2), (128, 64, 8, 2), (128, 32, 8, 2)),
+}
+_HOPPER: dict[int, Row] = {
+    64: ((64, 128, 4, 2), (64, 128, 4, 2), (128, 64, 8, 3)),
+    128: ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+    256: ((64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
+}
+_AMPERE: dict[int, Row] = {
+    64: ((128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2)),
+    128: ((64, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 2)),
+    256: ((64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
+}
+_FLOAT32: dict[int, Row] = {
+    64: ((32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2)),
+    128: ((16, 16, 4, 2), (16, 16, 4, 2), (16, 16, 4, 2)),
+    256: ((16, 16, 4, 2), (16, 16, 4, 2), (16, 16, 4, 2)),
+}
 
 
 @dataclass(frozen=True)
@@ -74,26 +95,16 @@ class KernelPlan:
 
     @property
     def precision(self) -> str:
-        """How float32 products are made: three tf32 products each, nearly float32's own accuracy. Shorter types are exact anyway."""
-        return "tf32x3" if self.dtype == "float32" else "ieee"
+        """How float32 products are made: as three tf32 products each, nearly as exact as float32, or ("ieee") without tensor cores where
+        those would not fit the registers. Shorter types are multiplied exactly anyway."""
+        return "tf32x3" if self.dtype == "float32" and max(self.padded_dim, self.padded_v_dim) <= 128 else "ieee"
 
     def shared_bytes(self) -> int:
-        """Estimate of shared memory: the queries, and keys and values of all stages."""
+        """Estimate of shared memory: the queries, keys and values of all stages, and a tile of a captured table if mods may load one."""
         item = ITEM_BYTES[self.dtype]
-        return item * (self.block_q * self.padded_dim + self.num_stages * self.block_kv * (self.padded_dim + self.padded_v_dim))
-
-    def tile_registers(self) -> int:
-        """Estimate of registers a thread for the output, the scores, the probabilities, and queries held as an operand."""
-        output, scores = self.block_q * self.padded_v_dim, self.block_q * self.block_kv
-        item = ITEM_BYTES[self.dtype]
-        values = output + scores + scores * item / 4
-        if self.dtype == "float32":  # tf32x3 keeps the high and the low part of both operands
-            values += scores + self.block_q * self.padded_dim * 2
-        elif self.arch < 90:
-            values += self.block_q * self.padded_dim / 2
-        if self.score or self.evaluated:
-            values += scores / 2
-        return int(values / (32 * self.num_warps))
+        tables = self.num_stages * self.block_q * self.block_kv * 2 if self.score or self.evaluated else 0
+        keys = self.num_stages * self.block_kv * (self.padded_dim + self.padded_v_dim)
+        return item * (self.block_q * self.padded_dim + keys) + tables
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -120,7 +131,7 @@ def plan_forward(
     score: bool = False,
     loads: str = "pointer",
 ) -> KernelPlan:
-    """The plan for a forward kernel on a GPU of compute capability `arch`: the first of the preferred tiles that fits.
+    """The plan for a forward kernel on a GPU of compute capability `arch`: tiles by head dim and kind of kernel, shrunk to fit it.
 
     Raises BackendError for a dtype, head dim or GPU that no kernel is made for.
     """
@@ -133,38 +144,34 @@ def plan_forward(
         raise BackendError(f"GPU kernels take head dims from 1 to 256, got {head_dim} and {v_head_dim}.")
     if loads == "tma" and arch < 90:
         raise BackendError(f"TMA loads need compute capability 9.0 or later, not {arch / 10}.")
-    fixed = KernelPlan(
-        head_dim, v_head_dim, dtype, pieces, evaluated, map_form, score, block_q=16, block_kv=16, num_warps=4, num_stages=1,
-        loads=loads, arch=arch,
-    )  # fmt: skip
-    return next(plan for plan in _candidates(fixed) if fits(plan))
+    work = 2 if score or evaluated else 0 if map_form == "none" else 1
+    block_q, block_kv, num_warps, num_stages = _row(max(padded(head_dim), padded(v_head_dim)), dtype, arch, loads)[work]
+    plan: KernelPlan | None = KernelPlan(
+        head_dim, v_head_dim, dtype, pieces, evaluated, map_form, score, block_q, block_kv, num_warps, num_stages, loads, arch
+    )
+    while plan is not None and plan.shared_bytes() > SHARED_BYTES.get(arch, SHARED_BYTES[86]):
+        plan = shrink(plan)
+    if plan is None:
+        raise BackendError(f"no kernel for head dims {head_dim} and {v_head_dim} in {dtype} fits a GPU of compute capability {arch / 10}.")
+    return plan
 
 
-def fits(plan: KernelPlan) -> bool:
-    """Whether the estimates stay within the GPU's registers and shared memory."""
-    limit = SHARED_BYTES.get(plan.arch, SHARED_BYTES[86])
-    spare = plan.block_q * plan.block_kv * 4 if plan.score or plan.evaluated else 2048
-    return plan.tile_registers() <= TILE_REGISTERS and plan.shared_bytes() + spare <= limit
+def _row(dim: int, dtype: str, arch: int, loads: str) -> Row:
+    table = _FLOAT32 if dtype == "float32" else _AMPERE if arch < 90 or arch >= 120 else _TMA if loads == "tma" else _HOPPER
+    return table[next(limit for limit in table if dim <= limit)]
 
 
 def shrink(plan: KernelPlan) -> KernelPlan | None:
-    """The next smaller plan, for a GPU that turned `plan` down; None where there is none."""
-    smaller = (p for p in _candidates(plan) if p.shared_bytes() < plan.shared_bytes() and p.tile_registers() <= TILE_REGISTERS)
-    return next(smaller, None)
+    """The next smaller plan, for a GPU that turned `plan` down: fewer stages, then fewer keys, then fewer queries; None at the end.
 
-
-def _candidates(fixed: KernelPlan) -> Iterator[KernelPlan]:
-    """Tiles from the most to the least wanted; the last ones fit anywhere."""
-    for block_q, block_kv in PREFERRED:
-        for num_warps, num_stages in _ways(fixed, block_q, block_kv):
-            yield replace(fixed, block_q=block_q, block_kv=block_kv, num_warps=num_warps, num_stages=num_stages)
-
-
-def _ways(fixed: KernelPlan, block_q: int, block_kv: int) -> list[tuple[int, int]]:
-    """(warps, stages) for a tile, best first."""
-    warps = 8 if block_q == 128 else 4
-    if block_q < 64:
-        return [(4, 2), (4, 1)]
-    if fixed.arch >= 90 and fixed.dtype != "float32":
-        return [(warps, 3), (warps, 2), (warps, 1)]
-    return [(warps, 2), (warps, 1)]
+    >>> plan = plan_forward(head_dim=128, arch=80)
+    >>> shrink(plan).num_stages, shrink(shrink(plan)).block_kv
+    (1, 32)
+    """
+    if plan.num_stages > 1:
+        return replace(plan, num_stages=plan.num_stages - 1)
+    if plan.block_kv > 16:
+        return replace(plan, block_kv=plan.block_kv // 2)
+    if plan.block_q > 16:
+        return replace(plan, block_q=plan.block_q // 2, num_warps=4)
+    return None

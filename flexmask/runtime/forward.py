@@ -18,7 +18,7 @@ from ..templates.assemble import assemble
 from . import cpu, launch
 from .checks import Shapes, capture_names
 from .maps import Extent, find_map
-from .store import Store, code_fingerprint, structure_key
+from .store import Store, code_fingerprint
 from .tile_map import TileMap
 
 Result = tuple[torch.Tensor, torch.Tensor]
@@ -53,15 +53,34 @@ def run_cpu(store: Store, request: Request, q: torch.Tensor, k: torch.Tensor, v:
     return cpu.forward(q, k, v, scale=scale, tile_map=_cpu_map(store, request), mask=mask, score=score)
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A loaded kernel and the plan it was made from."""
+
+    plan: KernelPlan
+    module: Any
+
+
 def run_triton(store: Store, request: Request, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Result:
     """(out, lse) by a generated kernel, on the tensors' GPU (or in Triton's interpreter)."""
-    tma = arch_of(q.device) >= 90 and not interpreting() and launch.fits_tma(q, k, v)
-    plan = plan_kernel(store, request, q.dtype, arch_of(q.device), "tma" if tma else "pointer")
-    tile_map = None
+    tma = not interpreting() and launch.fits_tma(q, k, v)
+    kernel = find_kernel(store, request, q.dtype, arch_of(q.device), tma)
+    plan, tile_map = kernel.plan, None
     if request.mask is not None and plan.map_form != "none":
-        tile_map = find_map(store, request.mask, request.extent(q.device), plan.block_q, plan.block_kv, plan.map_form)[1]
-    module = store.kernel(kernel_key(request, plan), lambda: write_kernel(store, request, plan), launch.load)
-    return launch.launch_forward(module, q, k, v, scale, tile_map, _captures(request.mask), _captures(request.score))
+        tile_map = find_map(store, request.mask, request.extent(q.device), plan.block_q, plan.block_kv, plan.map_form == "list")[1]
+    return launch.launch_forward(kernel.module, q, k, v, scale, tile_map, _captures(request.mask), _captures(request.score))
+
+
+def find_kernel(store: Store, request: Request, dtype: torch.dtype, arch: int, tma: bool) -> Kernel:
+    """The kernel for the request's structure and head dims, planned, written and loaded at most once."""
+    s = request.shapes
+    structure = tuple(None if t is None else store.key_of(t) for t in (request.mask, request.score))
+
+    def make() -> Kernel:
+        plan = plan_kernel(store, request, dtype, arch, tma)
+        return Kernel(plan, launch.load(store.kernel_file(kernel_key(store, request, plan), lambda: write_kernel(store, request, plan))))
+
+    return store.kernel((*structure, s.head_dim, s.v_head_dim, dtype, arch, tma), make)
 
 
 def arch_of(device: torch.device) -> int:
@@ -72,14 +91,18 @@ def arch_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def plan_kernel(store: Store, request: Request, dtype: torch.dtype, arch: int, loads: str) -> KernelPlan:
-    """The plan for a request: what the facts allow (tile lists or ranges, row intervals or the predicate), then sizes that fit."""
+def plan_kernel(store: Store, request: Request, dtype: torch.dtype, arch: int, tma: bool) -> KernelPlan:
+    """The plan for a request: what the facts allow (tile lists or ranges, row intervals or the predicate), then sizes that fit.
+
+    `tma` says whether the tensors allow TMA loads. They are used with tile lists, where they measured faster; walking along runs of
+    tiles, plain pointers did (docs/benchmarks.md).
+    """
     facts = None if request.mask is None else store.facts(request.mask)[1]
     map_form, pieces, evaluated, _ = choose_tiles(facts)
     s = request.shapes
     return plan_forward(
         s.head_dim, s.v_head_dim, dtype=str(dtype).removeprefix("torch."), arch=arch, map_form=map_form, pieces=pieces,
-        evaluated=evaluated, score=request.score is not None, loads=loads,
+        evaluated=evaluated, score=request.score is not None, loads="tma" if tma and arch >= 90 and map_form == "list" else "pointer",
     )  # fmt: skip
 
 
@@ -99,10 +122,12 @@ def choose_tiles(facts: Facts | None) -> tuple[str, int, bool, str]:
     return "list", len(rows.pieces), False, "partial tiles compare with row intervals"
 
 
-def kernel_key(request: Request, plan: KernelPlan) -> str:
-    """sha256 of the plan, the mods' structures where their text is in the kernel, and the code that writes it."""
+def kernel_key(store: Store, request: Request, plan: KernelPlan) -> str:
+    """sha256 of the plan, the mods' structures and names (both are in the text), and the code that writes it."""
     parts = [plan.to_json(), code_fingerprint()]
-    parts += [structure_key(t) + str(capture_names(t)) for t in (request.mask, request.score) if t is not None]
+    for traced in (request.mask, request.score):
+        if traced is not None:
+            parts += [store.key_of(traced), traced.name, str(capture_names(traced)), str(traced.locate(traced.expr))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -141,23 +166,20 @@ def kernel_path(store: Store, request: Request, dtype: torch.dtype) -> Path:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == torch.float64:  # the CPU's own type: a kernel would take the next smaller one
         dtype = torch.float32
-    arch = arch_of(device)
-    plan = plan_kernel(store, request, dtype, arch, "tma" if arch >= 90 else "pointer")
-    key = kernel_key(request, plan)
-    return store.kernel_file(key, lambda: write_kernel(store, request, plan))
+    plan = plan_kernel(store, request, dtype, arch_of(device), True)
+    return store.kernel_file(kernel_key(store, request, plan), lambda: write_kernel(store, request, plan))
 
 
 def describe(store: Store, request: Request, q: torch.Tensor, backend: str) -> tuple[TileMap | None, list[str]]:
     """The map that a call would use, and the choices made, with reasons."""
     if backend == "cpu":
         return _cpu_map(store, request), ["kernel          torch matrix products over the kept tiles"]
-    arch = arch_of(q.device)
-    plan = plan_kernel(store, request, q.dtype, arch, "tma" if arch >= 90 else "pointer")
+    plan = plan_kernel(store, request, q.dtype, arch_of(q.device), True)
     facts = None if request.mask is None else store.facts(request.mask)[1]
     lines = [f"kernel          {plan}", f"partial tiles   {choose_tiles(facts)[3]}"]
     if request.mask is None or plan.map_form == "none":
         return None, lines
-    return find_map(store, request.mask, request.extent(q.device), plan.block_q, plan.block_kv, plan.map_form)[1], lines
+    return find_map(store, request.mask, request.extent(q.device), plan.block_q, plan.block_kv, plan.map_form == "list")[1], lines
 
 
 def _cpu_map(store: Store, request: Request) -> TileMap | None:

@@ -72,8 +72,8 @@ def launch_forward(
     given: dict[str, torch.Tensor] = {}
     if tile_map is not None:
         given = {name: getattr(tile_map, name) for name in ("ranges", "counts", "offsets", "index") if getattr(tile_map, name) is not None}
-        if tile_map.intervals is not None and module.PIECES.value:
-            given["row_starts"], given["row_stops"] = _bounds(tile_map.intervals, module.PIECES.value)
+        if module.PIECES.value:
+            given["row_starts"], given["row_stops"] = _bounds(tile_map, module.PIECES.value)
     try:
         out, lse = module.forward(q, k, v, scale, module.pack(*mask), module.pack(*score), **given)
     except Exception as error:
@@ -83,9 +83,12 @@ def launch_forward(
     return out, lse
 
 
-def _bounds(intervals: Any, pieces: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The row intervals with as many pieces as the kernel reads."""
-    starts, stops = intervals.starts, intervals.ends
+def _bounds(tile_map: Any, pieces: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The row intervals with as many pieces as the kernel reads; empty ones where the map has none (then no tile asks for them)."""
+    if tile_map.intervals is None:
+        nothing = torch.zeros(1, 1, tile_map.q_len, pieces, dtype=torch.int32, device=tile_map.counts.device)
+        return nothing, nothing
+    starts, stops = tile_map.intervals.starts, tile_map.intervals.ends
     if starts.shape[-1] != pieces:
         raise BackendError(f"the kernel reads {pieces} intervals a row, the map has {starts.shape[-1]}.")
     return starts.contiguous(), stops.contiguous()

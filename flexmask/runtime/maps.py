@@ -47,29 +47,39 @@ def check_given(facts: Facts, batch: int | None, heads: int | None) -> None:
             raise ShapeError(f"the mask depends on the {word.rstrip('s')} index: pass {word}=...")
 
 
-def find_map(store: Store, traced: Traced, extent: Extent, block_q: int, block_kv: int) -> tuple[Facts, TileMap]:
-    """What is known of the mask, and its tile map for this extent, built at most once for each version of its captures."""
+def find_map(
+    store: Store, traced: Traced, extent: Extent, block_q: int, block_kv: int, as_lists: bool = False
+) -> tuple[Facts, TileMap]:
+    """What is known of the mask, and its tile map for this extent, built at most once for each version of its captures.
+
+    `as_lists` asks for the list form, for a kernel that reads no other.
+    """
     key, facts = store.facts(traced)
     kept_batch = extent.batch if facts.uses_b else 1
     kept_heads = extent.heads if facts.uses_h else 1
     place = (extent.q_len, extent.kv_len, kept_batch, kept_heads, extent.device)
     made = store.tile_map(
-        (key, traced.scalars, place, block_q, block_kv),
+        (key, traced.scalars, place, block_q, block_kv, as_lists),
         traced.tensors,
-        lambda: tile_map.build(
-            facts,
-            traced.tensors,
-            traced.scalars,
-            q_len=extent.q_len,
-            kv_len=extent.kv_len,
-            batch=kept_batch,
-            heads=kept_heads,
-            block_q=block_q,
-            block_kv=block_kv,
-            device=extent.device,
-        ),
+        lambda: _build(facts, traced, extent, block_q, block_kv, as_lists),
     )
     return facts, made
+
+
+def _build(facts: Facts, traced: Traced, extent: Extent, block_q: int, block_kv: int, as_lists: bool) -> TileMap:
+    made = tile_map.build(
+        facts,
+        traced.tensors,
+        traced.scalars,
+        q_len=extent.q_len,
+        kv_len=extent.kv_len,
+        batch=extent.batch,
+        heads=extent.heads,
+        block_q=block_q,
+        block_kv=block_kv,
+        device=extent.device,
+    )
+    return made.listed() if as_lists else made
 
 
 def find_intervals(traced: Traced, form: Form | NotInterval, extent: Extent) -> Intervals:

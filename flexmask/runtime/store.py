@@ -41,7 +41,8 @@ class Store:
     def __init__(self) -> None:
         self.counters = Counters()
         self._facts: dict[str, Facts] = {}
-        self._kernels: dict[str, Any] = {}
+        self._kernels: dict[tuple[Any, ...], Any] = {}
+        self._keys: weakref.WeakKeyDictionary[Traced, str] = weakref.WeakKeyDictionary()
         self._maps: OrderedDict[tuple[Any, ...], tuple[Any, tuple[weakref.ref[torch.Tensor], ...]]] = OrderedDict()
 
     @cached_property
@@ -59,9 +60,15 @@ class Store:
         """Drop the tile maps alone, so that the next call builds its own."""
         self._maps.clear()
 
+    def key_of(self, traced: Traced) -> str:
+        """The structure's key, computed once for each traced function."""
+        if traced not in self._keys:
+            self._keys[traced] = structure_key(traced)
+        return self._keys[traced]
+
     def facts(self, traced: Traced) -> tuple[str, Facts]:
         """The structure's key and what was derived from it: from memory, else from disk, else derived now."""
-        key = structure_key(traced)
+        key = self.key_of(traced)
         if key in self._facts:
             self.counters.memory_hits += 1
             return key, self._facts[key]
@@ -83,12 +90,12 @@ class Store:
         except (ValueError, KeyError, TypeError):
             return None
 
-    def kernel(self, key: str, write: Callable[[], str], load: Callable[[Path], Any]) -> Any:
-        """The loaded kernel module for `key`; `write` makes its source text if neither memory nor disk has it."""
+    def kernel(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """The kernel for `key`, made at most once in this process."""
         if key in self._kernels:
             self.counters.memory_hits += 1
         else:
-            self._kernels[key] = load(self.kernel_file(key, write))
+            self._kernels[key] = make()
         return self._kernels[key]
 
     def kernel_file(self, key: str, write: Callable[[], str]) -> Path:

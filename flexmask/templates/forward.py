@@ -75,6 +75,17 @@ def load_rows(source, start, length, stride, BLOCK: tl.constexpr, WIDTH: tl.cons
 
 
 @triton.jit
+def store_rows(target, start, length, stride, tile, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """The reverse of `load_rows`: stores what exists of a tile."""
+    row = tl.arange(0, BLOCK)[:, None]
+    column = tl.arange(0, PADDED)[None, :]
+    exists = start + row < length
+    if WIDTH != PADDED:
+        exists = exists & (column < WIDTH)
+    tl.store(target + start.to(tl.int64) * stride + (row * stride + column), tile, mask=exists)
+
+
+@triton.jit
 def load_keys(keys, start, kv_len, WIDTH: tl.constexpr, PADDED: tl.constexpr, CHECKED: tl.constexpr):
     """A tile of K or V; `keys` = (descriptor or pointer to the head's first row, batch entry, head, row stride)."""
     source, b, h, stride = keys
@@ -86,15 +97,21 @@ def load_keys(keys, start, kv_len, WIDTH: tl.constexpr, PADDED: tl.constexpr, CH
 
 
 @triton.jit
+def load_bound(row_starts, row_stops, at, valid):
+    """One interval a row, [start, stop), each [BLOCK_Q, 1]; empty for rows that do not exist."""
+    return tl.load(row_starts + at, mask=valid, other=0), tl.load(row_stops + at, mask=valid, other=0)
+
+
+@triton.jit
 def load_bounds(row_starts, row_stops, at, valid):
-    """The row intervals of a tile row: (start, stop) for each piece, [BLOCK_Q, 1] each, empty for rows that do not exist."""
+    """The row intervals of a tile row: start and stop of each piece."""
     bounds = ()
     if PIECES > 0:
-        bounds += (tl.load(row_starts + at * PIECES, mask=valid, other=0), tl.load(row_stops + at * PIECES, mask=valid, other=0))
+        bounds += load_bound(row_starts, row_stops, at * PIECES, valid)
     if PIECES > 1:
-        bounds += (tl.load(row_starts + at * PIECES + 1, mask=valid, other=0), tl.load(row_stops + at * PIECES + 1, mask=valid, other=0))
+        bounds += load_bound(row_starts, row_stops, at * PIECES + 1, valid)
     if PIECES > 2:
-        bounds += (tl.load(row_starts + at * PIECES + 2, mask=valid, other=0), tl.load(row_stops + at * PIECES + 2, mask=valid, other=0))
+        bounds += load_bound(row_starts, row_stops, at * PIECES + 2, valid)
     return bounds
 
 
@@ -166,12 +183,13 @@ def attend_span(acc, total, peak, context, first, last, gap_at, gap, TILE: tl.co
 
 
 @triton.jit
-def attend_list(acc, total, peak, context, index, first, last, TILE: tl.constexpr):
-    """The tiles named by index[first:last]. Each number is read one step ahead, so that no load of keys waits for it."""
-    following = tl.load(index + first, mask=first < last, other=0)
-    for i in tl.range(first, last, num_stages=NUM_STAGES):
+def attend_list(acc, total, peak, context, index, first, last, extra, whole, TILE: tl.constexpr):
+    """The tiles named by index[first:last], and tile `whole` where `extra` is 1. Each number is read one step ahead, so that no load
+    of keys waits for it."""
+    following = tl.load(index + first, mask=first < last, other=whole)
+    for i in tl.range(first, last + extra, num_stages=NUM_STAGES):
         tile = following
-        following = tl.load(index + i + 1, mask=i + 1 < last, other=0)
+        following = tl.load(index + i + 1, mask=i + 1 < last, other=whole)
         acc, total, peak = attend(acc, total, peak, context, tile, TILE)
     return acc, total, peak
 
@@ -194,20 +212,18 @@ def attend_ranges(acc, total, peak, context, ranges, whole):
 
 @triton.jit
 def attend_lists(acc, total, peak, context, counts, index, whole):
-    """List form: FULL tiles, then those cut by row intervals, then those to evaluate; a short FULL tile joins what follows it."""
+    """List form: FULL tiles, then those cut by row intervals, then those to evaluate. A short FULL tile (always the last one, number
+    `whole`) is evaluated where the plan can, as row intervals may then hold for tiles counted as cut by them only."""
     full = tl.load(counts)
     bounded = full + tl.load(counts + 1)
     evaluated = bounded + tl.load(counts + 2)
-    # only the last FULL tile can be the short one
-    short = (full > 0) & (tl.load(index + full - 1, mask=full > 0, other=-1) >= whole)
-    full = tl.where(short, full - 1, full)
-    acc, total, peak = attend_list(acc, total, peak, context, index, 0, full, "full")
+    short = (tl.load(index + full - 1, mask=full > 0, other=-1) == whole).to(tl.int32)
+    acc, total, peak = attend_list(acc, total, peak, context, index, 0, full - short, 0, whole, "full")
     if PIECES > 0:
-        acc, total, peak = attend_list(acc, total, peak, context, index, full, bounded, "bounded")
-        if EVALUATED:
-            acc, total, peak = attend_list(acc, total, peak, context, index, bounded, evaluated, "evaluated")
-    else:
-        acc, total, peak = attend_list(acc, total, peak, context, index, full, evaluated, "evaluated")
+        cut_short = 0 if EVALUATED else short
+        acc, total, peak = attend_list(acc, total, peak, context, index, full, bounded, cut_short, whole, "bounded")
+    if EVALUATED:
+        acc, total, peak = attend_list(acc, total, peak, context, index, bounded, evaluated, short, whole, "evaluated")
     return acc, total, peak
 
 
@@ -268,8 +284,8 @@ def attention_forward(
     tile_row = b * stride_mb + h * stride_mh + m
     if MAP_FORM == "none":
         acc, total, peak = attend_span(acc, total, peak, context, 0, whole, 0, 0, "full")
-        if whole * BLOCK_KV < kv_len:
-            acc, total, peak = attend(acc, total, peak, context, whole, "tail")
+        # no trip or one; an `if` would hold a whole tile of keys in registers
+        acc, total, peak = attend_span(acc, total, peak, context, whole, tl.cdiv(kv_len, BLOCK_KV), 0, 0, "tail")
     elif MAP_FORM == "range":
         acc, total, peak = attend_ranges(acc, total, peak, context, ranges + tile_row * 4, whole)
     else:
@@ -278,11 +294,10 @@ def attention_forward(
 
     # not `total > 0`: a NaN must come out as NaN
     empty = total == 0.0
-    acc = acc / tl.where(empty, 1.0, total)[:, None]
+    acc = acc * (1.0 / tl.where(empty, 1.0, total))[:, None]
     height = peak if SCORE else peak * scale
     row = start + tl.arange(0, BLOCK_Q)
     row_lse = tl.where(empty, float("-inf"), (height + tl.log2(total)) * LN2)
     tl.store(lse + (b64 * heads + h64) * q_len + row, row_lse, mask=row < q_len)
-    column = tl.arange(0, PADDED_V_DIM)[None, :]
-    at = out + b64 * stride_ob + h64 * stride_oh + q_idx.to(tl.int64) * stride_on + column
-    tl.store(at, acc.to(out.dtype.element_ty), mask=(q_idx < q_len) & (column < V_HEAD_DIM))
+    tile_out = out + b64 * stride_ob + h64 * stride_oh
+    store_rows(tile_out, start, q_len, stride_on, acc.to(out.dtype.element_ty), BLOCK_Q, V_HEAD_DIM, PADDED_V_DIM)
