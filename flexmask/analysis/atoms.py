@@ -72,7 +72,21 @@ class Solver:
             if inner.op not in _CONNECTIVES and not integer_comparison(inner):
                 raise self._scattered(inner)
             return self.solve(negation(inner))
-        c, x, y = p.args if p.op == "where" else (p.args[0], negation(p.args[1]), p.args[1])
+        if p.op == "xor":
+            return self._either(*p.args)
+        return self._choice(*p.args)
+
+    def _either(self, x: Expr, y: Expr) -> Solved:
+        """Just one of x and y: by their ends where both are single runs and that takes fewer, else by cases."""
+        first, second = self.solve(x), self.solve(y)
+        cases = self._choice(x, negation(y), y)
+        if len(first.runs) == len(second.runs) == 1:
+            by_ends = self.algebra.differ(first.runs[0], second.runs[0])
+            if len(by_ends) < len(cases.runs):
+                return Solved(by_ends, first.tables | second.tables)
+        return cases
+
+    def _choice(self, c: Expr, x: Expr, y: Expr) -> Solved:
         yes = self._join("and", self.solve(c), self.solve(x))
         return self._join("or", yes, self._join("and", self.solve(negation(c)), self.solve(y)))
 

@@ -225,38 +225,53 @@ class _Test:
         if e not in self._reductions:
             self._reductions[e] = self._reduce(e)
         lo, hi = self._reductions[e]
-        where = tuple(self._position(i, axis, lo.shape[axis]) for axis, i in enumerate(e.args))
+        where = tuple(self._position(i) for i in e.args)
         found = span_of(lo[where], hi[where])
         return Truth(found.hi > 0, found.lo <= 0) if e.kind == BOOL else found
 
     def _reduce(self, e: Expr) -> tuple[torch.Tensor, torch.Tensor]:
         """Minimum and maximum of the table: per box along axes indexed by q_idx or kv_idx, over the axis where the index may vary."""
-        table, boxes = self.tensors[e.value], self.boxes
+        table = self.tensors[e.value]
         if not e.args:
             return whole(table, ())
-        varying = tuple(axis for axis, i in enumerate(e.args) if not self._is_point(i) and i not in (Q, K))
+        along = [_along(i) for i in e.args]
+        varying = tuple(axis for axis, i in enumerate(e.args) if along[axis] is None and not self._is_point(i))
         lo, hi = whole(table, varying) if varying else (table, table)
-        for axis, i in enumerate(e.args):
-            if i is Q:
-                ends, side, length = (boxes.q_lo, boxes.q_hi), boxes.side_q, boxes.q_len
-            elif i is K:
-                ends, side, length = (boxes.kv_lo, boxes.kv_hi), boxes.side_kv, boxes.kv_len
-            else:
-                continue
-            least, most = reduced(lo, axis, *ends, side, length)[0], reduced(hi, axis, *ends, side, length)[1]
-            lo, hi = least, most
+        for axis, place in enumerate(along):
+            if place is not None:
+                first, last, side = self._windows(*place)
+                lo, hi = reduced(lo, axis, first, last, side)[0], reduced(hi, axis, first, last, side)[1]
         return lo, hi
+
+    def _windows(self, index: Expr, d: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """The values of `index // d` in each box: the first, the last, and at most how many."""
+        boxes = self.boxes
+        lo, hi, side = (boxes.q_lo, boxes.q_hi, boxes.side_q) if index is Q else (boxes.kv_lo, boxes.kv_hi, boxes.side_kv)
+        return lo // d, hi // d, side if d == 1 else (side - 1) // d + 2
 
     def _is_point(self, i: Expr) -> bool:
         """Whether the index has one known value in each box."""
         return i.kind == INT and all(n.op in _POINT_OPS or (n.op == "index" and n not in (Q, K)) for n in walk(i))
 
-    def _position(self, i: Expr, axis: int, size: int) -> torch.Tensor:
+    def _position(self, i: Expr) -> torch.Tensor:
         """Where along a reduced axis each box finds its range."""
-        if i is Q:
-            return torch.arange(self._first, self._stop, device=self.device)[:, None]
-        if i is K:
-            return torch.arange(len(self.boxes.kv_lo), device=self.device)
+        place = _along(i)
+        if place is not None:
+            rows = torch.arange(self._first, self._stop, device=self.device)[:, None]
+            return rows if place[0] is Q else torch.arange(len(self.boxes.kv_lo), device=self.device)
         if self._is_point(i):
             return self.span(i).lo.long()
         return torch.zeros((), dtype=torch.int64, device=self.device)
+
+
+def _along(i: Expr) -> tuple[Expr, int] | None:
+    """(q_idx or kv_idx, d) where the index is q_idx // d or kv_idx // d, d = 1 included."""
+    x = linear(i)
+    if len(x.terms) != 1 or x.constant:
+        return None
+    ((m, c),) = x.terms.items()
+    if c == 1 and m in (Q, K):
+        return m, 1
+    if c == 1 and m.op == "floordiv" and m.args[0] in (Q, K) and m.args[1].op == "const":
+        return m.args[0], m.args[1].value
+    return None

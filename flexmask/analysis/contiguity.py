@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..ir import Expr, make, simplify, substitute, uses
 from .facts import Form
-from .linear import Linear, linear
+from .linear import ZERO, Linear, linear
 from .pieces import Axis
 from .prove import Prover, inequalities
 
@@ -18,16 +18,19 @@ def contiguous(form: Form, predicate: Expr, axis: Axis, prover: Prover) -> bool:
     if form.residue is not None or len(form.pieces) != 1:
         return False
     start, stop = form.pieces[0].start, form.pieces[0].stop
-    if not uses(start, axis.other) or not uses(stop, axis.other):
+    end = stop.args[1] if stop.op == "where" and stop.args[2] is ZERO else stop
+    if not uses(start, axis.other) or not uses(end, axis.other):
         return True  # rows that keep anything share their first (last) column
     trend = _Trend(axis.other, form.sorted_tables, prover)
-    return _diagonal(predicate, stop, axis, trend, prover) or _sliding(start, stop, axis, trend, prover)
+    return _diagonal(predicate, start, stop, axis, trend, prover) or _sliding(start, stop, axis, trend, prover)
 
 
-def _diagonal(predicate: Expr, stop: Expr, axis: Axis, trend: _Trend, prover: Prover) -> bool:
-    """Row i keeps column i, so neighbours touch; rows beyond the last column then must reach it, as stops never fall."""
-    on_diagonal = simplify(substitute(predicate, {axis.index: axis.other}))
-    return prover.holds(on_diagonal) and trend.rises(stop)
+def _diagonal(predicate: Expr, start: Expr, stop: Expr, axis: Axis, trend: _Trend, prover: Prover) -> bool:
+    """Row i keeps column i, so neighbours touch. Rows beyond the last column must reach it, or keep nothing."""
+    row = axis.other
+    if not prover.holds(simplify(substitute(predicate, {axis.index: row}))):
+        return False
+    return trend.rises(stop) or prover.le(row, stop) or prover.le(row, start)
 
 
 def _sliding(start: Expr, stop: Expr, axis: Axis, trend: _Trend, prover: Prover) -> bool:

@@ -28,8 +28,8 @@ def derive(predicate: Expr, signs: tuple[int, ...] = (), unsorted: Iterable[int]
     if predicate.kind != BOOL:
         raise ValueError(f"a mask's predicate is bool, got {predicate.kind}: {show(predicate)}")
     predicate = _flattened(simplify(predicate))
-    prover, excluded = Prover(signs), frozenset(unsorted)
-    rows, columns = (Solver(Algebra(axis, prover), excluded) for axis in (ROW, COLUMN))
+    excluded = frozenset(unsorted)
+    rows, columns = (Solver(Algebra(axis, Prover(signs)), excluded) for axis in (ROW, COLUMN))
     row_form, column_form = _form(predicate, rows), _form(predicate, columns)
     return Facts(
         predicate=predicate,
@@ -37,8 +37,8 @@ def derive(predicate: Expr, signs: tuple[int, ...] = (), unsorted: Iterable[int]
         columns=column_form,
         uses_b=uses(predicate, B),
         uses_h=uses(predicate, H),
-        rows_contiguous=_is_contiguous(row_form, predicate, ROW, prover),
-        columns_contiguous=_is_contiguous(column_form, predicate, COLUMN, prover),
+        rows_contiguous=_is_contiguous(row_form, predicate, ROW, Prover(signs)),
+        columns_contiguous=_is_contiguous(column_form, predicate, COLUMN, Prover(signs)),
         atoms=tuple(AtomFact(atom, _said(atom, rows), _said(atom, columns)) for atom in _atoms(predicate)),
     )
 

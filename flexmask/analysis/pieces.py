@@ -41,6 +41,14 @@ class Run:
 
 
 Runs = tuple[Run, ...]
+# compare-and-exchange steps that sort so many values
+_SORTING: dict[int, list[tuple[int, int]]] = {
+    0: [],
+    1: [],
+    2: [(0, 1)],
+    3: [(0, 1), (1, 2), (0, 1)],
+    4: [(0, 1), (2, 3), (0, 2), (1, 3), (1, 2)],
+}
 _Merge = Callable[[Run, Run], Run | None]
 
 
@@ -90,6 +98,24 @@ class Algebra:
 
     def piece(self, run: Run) -> Piece:
         return Piece(run.start, where(_all(run.guards), run.stop, ZERO))
+
+    def differ(self, x: Run, y: Run) -> Runs:
+        """Where just one of two runs holds: every other gap between their sorted ends, at most two runs."""
+        from_start = (x.start is ZERO and not x.guards) != (y.start is ZERO and not y.guards)
+        ends = [*self._ends(x), *self._ends(y)]
+        for i, j in _SORTING[len(ends)]:
+            ends[i], ends[j] = self.smallest(ends[i], ends[j]), self.largest(ends[i], ends[j])
+        marks = [ZERO, *ends] if from_start else ends
+        marks = marks if len(marks) % 2 == 0 else [*marks, self.end]
+        return self.tidy(tuple(Run(a, b) for a, b in zip(marks[::2], marks[1::2], strict=True)))
+
+    def _ends(self, run: Run) -> list[Expr]:
+        """Where the run's indicator changes, in order; an empty run's ends coincide."""
+        if run.guards:
+            return [run.start, where(_all(run.guards), self.largest(run.start, run.stop), run.start)]
+        if run.start is ZERO or run.stop is self.end:
+            return [e for e in (run.start, run.stop) if e is not ZERO and e is not self.end]
+        return [run.start, self.largest(run.start, run.stop)]
 
     # bounds
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from ..ir import BOOL, FALSE, INT, KV_LEN, Q_LEN, TRUE, Expr, K, Q, make, simplify
+from ..ir import BOOL, FALSE, INT, KV_LEN, Q_LEN, TRUE, Expr, K, Q, make, simplify, walk
 from .linear import Linear, linear
 
+# steps of one proof: how deep, how many; and of all proofs about one mask together
 _DEPTH = 4
-_STEPS = 400
+_STEPS = 200
+_BUDGET = 4000
+# monomials that are bounded by their range or by nothing
+_OPAQUE = ("index", "scalar", "load", "mul", "cast", "pow")
 _LAST = {Q: Q_LEN, K: KV_LEN}
 Range = tuple[int | None, int | None]
 
@@ -56,6 +60,11 @@ def inequalities(p: Expr) -> tuple[Linear, ...]:
     return (difference.shifted(-1 if p.op == "lt" else 0),)
 
 
+@lru_cache(maxsize=8192)
+def _below(e: Expr) -> frozenset[Expr]:
+    return frozenset(walk(e))
+
+
 class Prover:
     """Proves inequalities given the signs (-1, 0, 1) of the integer scalars, by number; scalars beyond the tuple have no known sign.
 
@@ -68,6 +77,7 @@ class Prover:
         self.signs = signs
         self._proved: dict[tuple[Expr, Expr, tuple[Expr, ...]], bool] = {}
         self._steps = 0
+        self._budget = _BUDGET
 
     def le(self, x: Expr, y: Expr, facts: tuple[Expr, ...] = ()) -> bool:
         """Whether x <= y is proved where all `facts` hold."""
@@ -108,7 +118,8 @@ class Prover:
         if lowest is not None and lowest >= 0:
             return True
         self._steps -= 1
-        if depth == 0 or self._steps < 0 or not x.terms:
+        self._budget -= 1
+        if depth == 0 or self._steps < 0 or self._budget < 0 or self._hopeless(x, facts):
             return False
         if any(all(self._search(y, facts, depth - 1) for y in goals) for goals in self._weaker(x, facts)):
             return True
@@ -120,6 +131,16 @@ class Prover:
         cases = ((yes, condition), (no, negation(condition)))
         rest, c = x.without(m), x.terms[m]
         return all(self._search(rest.plus(linear(value), c), facts + inequalities(given), depth - 1) for value, given in cases)
+
+    def _hopeless(self, x: Linear, facts: tuple[Linear, ...]) -> bool:
+        """Whether some monomial is unbounded on the side that matters and nothing else in sight could make up for it."""
+        for m, c in x.terms.items():
+            if m.op not in _OPAQUE or (m in _LAST and c < 0) or self.range_of(m)[0 if c > 0 else 1] is not None:
+                continue
+            others = [n for n in x.terms if n is not m] + [n for fact in facts for n in fact.terms]
+            if not any(m in _below(n) for n in others):
+                return True
+        return not x.terms
 
     def _lowest(self, x: Linear) -> int | None:
         """A lower bound of `x` from the ranges of its monomials alone."""

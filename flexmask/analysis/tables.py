@@ -7,30 +7,25 @@ import torch
 from .spans import LARGEST_DOUBLE, Span, floats, integers
 
 
-def reduced(
-    table: torch.Tensor, axis: int, lo: torch.Tensor, hi: torch.Tensor, side: int, length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def reduced(table: torch.Tensor, axis: int, lo: torch.Tensor, hi: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Minimum and maximum of `table` along `axis` over each window [lo, hi], which replace that axis.
 
-    `lo` and `hi` are int64 of shape [n] with hi - lo < `side`; positions from `length` on do not count. Two overlapping
-    power-of-two windows cover each [lo, hi], so any windows cost O(table * log side) once.
+    `lo` and `hi` are int64 of shape [n] with hi - lo < `side`. Two overlapping power-of-two windows cover each [lo, hi], so any
+    windows cost O(table * log side).
     """
-    table = table.movedim(axis, -1)[..., :length]
+    table = table.movedim(axis, -1)
     if table.dtype == torch.bool:
         table = table.to(torch.uint8)
-    power = min(side, table.shape[-1]).bit_length() - 1
-    width = 2**power
-    # a window that starts in the last, shorter box sees the last entry again instead of its neighbours
-    table = torch.cat((table, table[..., -1:].expand(*table.shape[:-1], width - 1)), -1)
     found = []
     for pick in (torch.minimum, torch.maximum):
-        windows = table
-        for step in range(power):
-            windows = pick(windows[..., : -(2**step)], windows[..., 2**step :])
-        last = windows.shape[-1] - 1
-        first = windows.index_select(-1, lo.clamp(0, last))
-        second = windows.index_select(-1, torch.maximum(hi - width + 1, lo).clamp(0, last))
-        found.append(pick(first, second).movedim(-1, axis))
+        windows, best = table, table.index_select(-1, lo)
+        for power in range(1, min(side, table.shape[-1]).bit_length()):
+            width = 2**power
+            windows = pick(windows[..., : -width // 2], windows[..., width // 2 :])  # the extremes of `width` entries from each on
+            last = windows.shape[-1] - 1
+            ends = (windows.index_select(-1, lo.clamp(0, last)), windows.index_select(-1, (hi - width + 1).clamp(0, last)))
+            best = torch.where(hi - lo + 1 >= width, pick(*ends), best)
+        found.append(best.movedim(-1, axis))
     return found[0], found[1]
 
 

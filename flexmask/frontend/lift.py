@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .guards import ABSENT, GuardList
-from .recorder import INT64, Recorder
+from .recorder import Recorder, fits
 
 _FOREIGN = (sys.stdlib_module_names | {"torch", "numpy", "triton"}) - {"__main__"}
 _MODS = "flexmask.mods"
@@ -47,7 +47,7 @@ class Lifter:
     def lift(self, value: Any, name: str) -> Any:
         """`value` over symbols; `name` is what the user calls it."""
         number = value.item() if isinstance(value, (np.integer, np.floating)) else value
-        if type(number) is float or (type(number) is int and number in INT64):
+        if type(number) is float or (type(number) is int and fits(number)):
             return self.recorder.scalar(number, name)
         if isinstance(value, torch.Tensor):
             self.recorder.names.setdefault(id(value), name)

@@ -20,7 +20,6 @@ from .symbol import ANY_DEVICE, AnyDevice, Symbol, flat
 from .tables import TableView, lengths, select
 from .torch_table import IMPURE, ROWS
 
-INT64 = range(-(2**63), 2**63)
 # torch's name -> the purpose in refuse's table
 _VALUE_READS = {
     "item": "item", "tolist": "tolist", "numpy": "numpy", "__bool__": "bool", "__int__": "int", "__float__": "float", "__index__": "index",
@@ -81,6 +80,8 @@ class Recorder:
             value = value.item()
         if isinstance(value, (bool, int, float)):
             _check_range(value)
+            if not isinstance(value, bool):
+                value = int(value) if isinstance(value, int) else float(value)  # an enum's member is its number
             return Symbol(ir.const(value), self, True)
         raise TraceError(f"expected a number or an expression of the indices, found {_described(value)}.")
 
@@ -179,6 +180,8 @@ class Recorder:
             return partial(self._row, _key(name, True), symbol)
         if name in refuse.REMEDIES:
             raise TraceError(refuse.needs_value(name, self.show(symbol.expr)))
+        if _is_in_place(name):
+            _refuse_impure(name, (), {})
         if not hasattr(torch.Tensor, name):
             raise AttributeError(f"a symbolic number has no attribute {name!r}")
         raise TraceError(_unsupported(f"Tensor.{name}", name))
@@ -250,8 +253,13 @@ def _reads_tensor(name: str, args: tuple[Any, ...]) -> bool:
     return any(isinstance(a, torch.Tensor) for a in (args[1:] if name.startswith("new_") else args))
 
 
+def fits(value: int) -> bool:
+    """Whether an integer is one of int64."""
+    return -(2**63) <= value < 2**63
+
+
 def _check_range(value: int | float) -> None:
-    if isinstance(value, int) and value not in INT64:
+    if isinstance(value, int) and not fits(value):
         raise TraceError(f"{value} does not fit into 64 bits. Numbers in masks and scores are int64 or float32.")
 
 

@@ -46,6 +46,8 @@ def trace(mod: Callable[..., Any], kind: str) -> Traced:
     >>> trace(lambda q, k: doc[q] == doc[k], "mask").expr
     t0[q_idx] == t0[kv_idx]
     """
+    if not callable(mod):
+        raise TraceError(f"a {kind} is a function; got {type(mod).__name__}.")
     recorder = Recorder()
     lifter = Lifter(recorder)
     binding = bind(mod, kind)

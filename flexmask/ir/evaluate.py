@@ -89,6 +89,7 @@ def _search(env: Env, node: Expr, args: list[Value]) -> Value:
         target = _full(target, table.device)
     if rows.dim() == 1:
         return torch.searchsorted(rows.contiguous(), target.contiguous(), right=side == "right")
+    target = target.reshape(1) if target.dim() == 0 else target
     # leading indices have a 1 on the target's last axis: [.., 1, n] -> [.., n] sequences, one for each row of targets
     rows = rows.squeeze(-2)
     shape = torch.broadcast_shapes(rows.shape[:-1], target.shape[:-1])

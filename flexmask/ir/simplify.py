@@ -2,7 +2,7 @@
 
 A law is text that `parse` reads. Its variables stand for any expression of a kind: I J L integers, P R bools,
 X Y anything, C D integer constants. Laws that fail for NaN are stated for integers only.
-tests/ir/test_simplify.py checks every row against `evaluate`.
+tests/ir/test_ir_laws.py checks every row against `evaluate`.
 """
 
 from __future__ import annotations

@@ -269,10 +269,10 @@ def _number(value: Value) -> Value:
 def _cast(x: Value, name: str) -> Value:
     if name == "bool":
         return _convert(x, "int1")
-    if name in ("float16", "bfloat16"):
-        x = _convert(_loose(x), "float32")
-        short = "fp16" if name == "float16" else "bf16"
-        return Value(f"{x.operand}.to(tl.{'float16' if short == 'fp16' else 'bfloat16'}).to(tl.float32)", "float32")
+    if name == "bfloat16":
+        return Value(f"round_bfloat16({_convert(_loose(_number(x)), 'float32').text})", "float32")
+    if name == "float16":
+        return Value(f"{_convert(_loose(_number(x)), 'float32').operand}.to(tl.float16).to(tl.float32)", "float32")
     wanted = {"float32": "float32", "float64": "float32"}.get(name, name)
     if wanted == "int64" and x.type in ("int32", "int1"):
         return _number(x)  # widened later, where a range shows the need
@@ -433,7 +433,7 @@ _RULES: dict[str, Rule] = {
     "lshift": _shift("<<"), "rshift": _shift(">>"), "where": _where,
     "exp": _call("tl.exp"), "exp2": _call("tl.exp2"), "log": _call("tl.log"), "log2": _call("tl.log2"),
     "sqrt": _call("tl.sqrt_rn"), "rsqrt": lambda n, a, b: Value(f"tl.div_rn(1.0, {_call('tl.sqrt_rn')(n, a, b).text})", "float32"),
-    "sin": _call("tl.sin"), "cos": _call("tl.cos"), "tanh": _call("tanh"), "sigmoid": _call("sigmoid"), "erf": _call("tl.erf"),
+    "sin": _call("sine"), "cos": _call("cosine"), "tanh": _call("tanh"), "sigmoid": _call("sigmoid"), "erf": _call("tl.erf"),
     "floor": _rounding("tl.floor"), "ceil": _rounding("tl.ceil"), "trunc": _rounding("truncate"), "round": _rounding("round_even"),
     "isnan": _classify("{0} != {0}"), "isinf": _classify("tl.abs({0}) == float(\"inf\")"),
 }  # fmt: skip

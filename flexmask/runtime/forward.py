@@ -94,15 +94,14 @@ def arch_of(device: torch.device) -> int:
 def plan_kernel(store: Store, request: Request, dtype: torch.dtype, arch: int, tma: bool) -> KernelPlan:
     """The plan for a request: what the facts allow (tile lists or ranges, row intervals or the predicate), then sizes that fit.
 
-    `tma` says whether the tensors allow TMA loads. They are used with tile lists, where they measured faster; walking along runs of
-    tiles, plain pointers did (docs/benchmarks.md).
+    `tma` says whether the tensors allow TMA loads, which are used where the GPU has them.
     """
     facts = None if request.mask is None else store.facts(request.mask)[1]
     map_form, pieces, evaluated, _ = choose_tiles(facts)
     s = request.shapes
     return plan_forward(
         s.head_dim, s.v_head_dim, dtype=str(dtype).removeprefix("torch."), arch=arch, map_form=map_form, pieces=pieces,
-        evaluated=evaluated, score=request.score is not None, loads="tma" if tma and arch >= 90 and map_form == "list" else "pointer",
+        evaluated=evaluated, score=request.score is not None, loads="tma" if tma and arch >= 90 else "pointer",
     )  # fmt: skip
 
 

@@ -63,7 +63,8 @@ def float_pow(x, y):
     odd = whole & (tl.floor(wide_y * 0.5) * 2.0 != wide_y)
     signed = tl.where(whole, tl.where(odd, -size, size), float("nan"))
     result = tl.where(x < 0.0, signed, size)
-    return tl.where((y == 0.0) | (x == 1.0), 1.0, result).to(tl.float32)
+    certain = tl.where(y == 0.0, 1.0, result)
+    return tl.where(x == 1.0, 1.0, certain).to(tl.float32)
 
 
 @triton.jit
@@ -83,6 +84,34 @@ def sigmoid(x):
 
 
 @triton.jit
+def sine(x):
+    """sin(x), by quarter turns taken off in float64 (libdevice's own reduction of great arguments keeps a table in local memory)."""
+    wide = x.to(tl.float64)
+    turns = tl.floor(wide * 0.6366197723675814 + 0.5)
+    r = (wide - turns * 1.5707963267948966).to(tl.float32)
+    quarter = turns.to(tl.int64) & 3
+    square = r * r
+    sin = r + r * square * (-0.16666666667 + square * (0.00833333333 + square * (-0.000198412698 + square * 0.00000275573192)))
+    cos = 1.0 + square * (-0.5 + square * (0.04166666667 + square * (-0.00138888889 + square * (0.0000248015873 - square * 0.000000275573))))
+    value = tl.where((quarter & 1) == 0, sin, cos)
+    return tl.where(quarter >= 2, -value, value)
+
+
+@triton.jit
+def cosine(x):
+    """cos(x) = sin(x + a quarter turn), as in `sine`."""
+    wide = x.to(tl.float64)
+    turns = tl.floor(wide * 0.6366197723675814 + 0.5)
+    r = (wide - turns * 1.5707963267948966).to(tl.float32)
+    quarter = (turns.to(tl.int64) + 1) & 3
+    square = r * r
+    sin = r + r * square * (-0.16666666667 + square * (0.00833333333 + square * (-0.000198412698 + square * 0.00000275573192)))
+    cos = 1.0 + square * (-0.5 + square * (0.04166666667 + square * (-0.00138888889 + square * (0.0000248015873 - square * 0.000000275573))))
+    value = tl.where((quarter & 1) == 0, sin, cos)
+    return tl.where(quarter >= 2, -value, value)
+
+
+@triton.jit
 def truncate(x):
     """Rounded toward zero."""
     return tl.where(x < 0.0, tl.ceil(x), tl.floor(x))
@@ -95,3 +124,11 @@ def round_even(x):
     half = down * 0.5
     up = (x - down > 0.5) | ((x - down == 0.5) & (half != tl.floor(half)))
     return tl.where(up, down + 1.0, down)
+
+
+@triton.jit
+def round_bfloat16(x):
+    """The nearest bfloat16, halves to even, as float32; on the bits, as Triton's interpreter truncates."""
+    bits = x.to(tl.int32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+    return tl.where(x == x, rounded.to(tl.float32, bitcast=True), x)

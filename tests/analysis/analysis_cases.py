@@ -149,7 +149,7 @@ def _leaf(draw: random.Random) -> str:
         f"where(q_idx < {n}, {m}, q_idx) {r} kv_idx",
         f"q_idx // {d} == kv_idx // {d}", f"q_idx // {d} {r} kv_idx // {d}", f"(q_idx + {n}) // {d} {r} kv_idx // {d}",
         f"(q_idx - kv_idx) // {d} {r} {n}", f"kv_idx // {d} {r} {n}", f"{c} * (kv_idx // {d}) + q_idx {r} {n}",
-        f"t0[q_idx] == t0[kv_idx]", f"t0[q_idx] {r} t0[kv_idx]", f"t2[b, q_idx] == t2[b, kv_idx]", f"t2[b, q_idx] {r} t0[kv_idx]",
+        "t0[q_idx] == t0[kv_idx]", f"t0[q_idx] {r} t0[kv_idx]", "t2[b, q_idx] == t2[b, kv_idx]", f"t2[b, q_idx] {r} t0[kv_idx]",
         f"t0[kv_idx] {r} 2", f"2 * t0[kv_idx] + 1 {r} 3", f"3 - t0[q_idx] {r} t2[0, kv_idx]",
         f"kv_idx {r} t4[q_idx]", f"q_idx {r} t4[kv_idx]", f"q_idx + t6[h] {r} kv_idx", "t3[b, q_idx]", "t3[b, kv_idx]",
     ])  # fmt: skip

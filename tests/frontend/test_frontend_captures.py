@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import math
 import types
@@ -72,6 +73,14 @@ def test_numpy_numbers_count_as_numbers_and_bools_do_not():
     assert repr(traced.expr) == "(q_idx - kv_idx < s0) & True" and traced.scalars == (4,)
     half = np.float32(0.5)
     assert text(lambda score: np.float64(2) * score + half, "score") == "2.0 * score + s0"
+
+
+def test_members_of_an_enum_are_constants():
+    class Mode(enum.IntEnum):
+        NEAR = 3
+
+    mode = Mode.NEAR
+    assert text(lambda b, h, q, k: (q - k < Mode.NEAR) | (q == mode)) == "(q_idx - kv_idx < 3) | (q_idx == 3)"
 
 
 def test_lists_are_constants():

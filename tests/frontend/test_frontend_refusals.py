@@ -105,7 +105,7 @@ REFUSED = {
     # torch
     "in place": (lambda b, h, q, k: doc.add_(q), "doc.add_(q)", "`add_`, which changes a tensor in place"),
     "in place on real tensors": (lambda b, h, q, k: flags.zero_(), "flags.zero_()", "in place"),
-    "in place on a symbol": (lambda b, h, q, k: q.add_(1), "q.add_", "Tensor.add_ is not supported"),
+    "in place on a symbol": (lambda b, h, q, k: q.add_(1), "q.add_", "`add_`, which changes a tensor in place"),
     "out": (lambda b, h, q, k: torch.add(q, k, out=doc), "torch.add(q, k, out=doc)", "`out=` writes into a tensor"),
     "unsupported function": (
         lambda b, h, q, k: torch.cumsum(q, 0), "torch.cumsum(q, 0)", "torch.cumsum is not supported in a mask or score"),
@@ -258,6 +258,11 @@ def test_symbols_do_not_leave_their_trace():
 
     trace(leak, "mask")
     assert "comes from another trace" in refused(leak).message
+
+
+def test_what_is_no_function():
+    assert refused(3).message == "a mask is a function; got int."
+    assert refused("q > k", "score").message == "a score is a function; got str."
 
 
 def test_what_cannot_be_in_an_expression_is_left_to_python():

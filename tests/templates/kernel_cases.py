@@ -1,0 +1,262 @@
+"""Generated kernels against dense float64 attention. Run as a script under TRITON_INTERPRET=1; prints {case: error} as JSON.
+
+Tile maps and row intervals are made here from the dense mask, so that the kernel is tested alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from flexmask.ir import Env, Expr, evaluate, parse
+from flexmask.lowering import CaptureSpec, emit_function, plan_forward
+from flexmask.templates.assemble import assemble
+
+TABLES = ["bool", "int", "float"]
+SCALARS = ["int", "float"]
+SPEC_NAMES = (["keep", "doc", "bias"], ["window", "slope"])
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel run: the mask and score as texts (t0 bool [Q, KV], t1 int [B, N], t2 float [H, Q, KV]; s0 int, s1 float)."""
+
+    mask: str = ""
+    score: str = ""
+    form: str = "none"
+    pieces: int = 0
+    evaluated: bool = False
+    shape: tuple[int, int, int, int, int] = (2, 2, 1, 37, 53)  # batch, heads, kv heads, q_len, kv_len
+    dims: tuple[int, int] = (16, 16)
+    dtype: str = "float32"
+    blocks: tuple[int, int] = (16, 16)
+    loads: str = "pointer"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+CAUSAL, WINDOW = "kv_idx <= q_idx", "(kv_idx <= q_idx) & (q_idx - kv_idx < s0)"
+TWO, THREE = "(kv_idx < 5) | ((kv_idx <= q_idx) & (q_idx - kv_idx < 7))", "(kv_idx % 20 < 6) & (kv_idx < 46)"
+DOCUMENT = "(t1[b, q_idx] == t1[b, kv_idx]) & (kv_idx <= q_idx)"
+SOFTCAP, BIAS = "5.0 * tanh(score / 5.0)", "score + t2[h, q_idx, kv_idx]"
+EVALUATED_RANGE: dict[str, Any] = {"form": "range", "evaluated": True}
+LIST: dict[str, Any] = {"form": "list", "evaluated": True}
+
+CASES = {
+    "full": Case(),
+    "full, whole tiles": Case(shape=(1, 2, 2, 32, 48)),
+    "one query": Case(shape=(1, 2, 1, 1, 300)),
+    "one key": Case(shape=(2, 2, 2, 5, 1)),
+    "long and odd": Case(shape=(1, 1, 1, 257, 299), blocks=(32, 64)),
+    "no keys": Case(shape=(1, 2, 2, 5, 0)),
+    "no queries": Case(shape=(1, 2, 2, 0, 5)),
+    "float16": Case(dtype="float16"),
+    "head dim 40": Case(dims=(40, 40)),
+    "head dim 64 and value dim 24": Case(dims=(64, 24)),
+    "head dim 24 and value dim 96": Case(dims=(24, 96)),
+    "head dim 5": Case(dims=(5, 5)),
+    "eight query heads a key head": Case(shape=(1, 8, 1, 20, 33)),
+    "keys shared by the batch": Case(options={"kv_batch": 1}),
+    "strided": Case(options={"strided": True}),
+    "last dimension strided": Case(options={"last_strided": True}),
+    "scale given": Case(options={"scale": 0.3}),
+    "scale negative": Case(options={"scale": -0.3}),
+    "scale zero": Case(options={"scale": 0.0}),
+    "tma": Case(loads="tma", dtype="float16"),
+    "tma, padded head dim": Case(loads="tma", dtype="float16", dims=(40, 24)),
+    "tma, strided, keys shared": Case(loads="tma", dtype="float16", options={"strided": True, "kv_batch": 1}),
+    "tma, causal": Case(CAUSAL, form="range", pieces=1, loads="tma", dtype="float16"),
+    "causal": Case(CAUSAL, form="range", pieces=1),
+    "causal, more queries than keys": Case(CAUSAL, form="range", pieces=1, shape=(1, 2, 2, 61, 33)),
+    "causal, uneven tiles": Case(CAUSAL, form="range", pieces=1, blocks=(32, 16)),
+    "causal, wide tiles": Case(CAUSAL, form="range", pieces=1, blocks=(16, 64), shape=(1, 1, 1, 150, 150)),
+    "causal, evaluated": Case(CAUSAL, **EVALUATED_RANGE),
+    "causal, list": Case(CAUSAL, form="list", pieces=1),
+    "causal, list, evaluated": Case(CAUSAL, **LIST),
+    "window": Case(WINDOW, form="range", pieces=1, shape=(1, 2, 1, 70, 70)),
+    "window, list of both kinds": Case(WINDOW, pieces=1, **LIST, shape=(1, 2, 1, 70, 70)),
+    "rows that keep nothing": Case("kv_idx < q_idx - 20", form="range", pieces=1),
+    "rows that keep nothing, evaluated": Case("(kv_idx < q_idx - 20) & (kv_idx % 2 == 0)", **LIST),
+    "nothing kept at all": Case("(kv_idx < 0) & (q_idx < 0)", **LIST),
+    "everything kept, list": Case("(kv_idx < 1000) & (q_idx < 1000)", pieces=1, **LIST),
+    "everything kept, list, evaluated": Case("(kv_idx < 1000) & (q_idx < 1000)", **LIST),
+    "everything kept, range": Case("(kv_idx < 1000) & (q_idx < 1000)", form="range", pieces=1),
+    "everything kept, range, evaluated": Case("(kv_idx < 1000) & (q_idx < 1000)", **EVALUATED_RANGE),
+    "short full tile joins evaluated ones": Case("(40 < kv_idx) | (kv_idx % 2 == 0)", pieces=1, **LIST, options={"intervals": "wrong"}),
+    "two intervals": Case(TWO, form="list", pieces=2, shape=(1, 2, 1, 70, 70)),
+    "three intervals": Case(THREE, form="list", pieces=3),
+    "document, by batch": Case(DOCUMENT, **LIST),
+    "document, intervals by batch": Case(DOCUMENT, form="list", pieces=1),
+    "by head": Case("kv_idx <= q_idx + 5 * h - 10", form="range", pieces=1),
+    "by head, evaluated": Case("kv_idx <= q_idx + 5 * h - 10", **LIST),
+    "by batch and head": Case("kv_idx % (b + h + 2) == 0", **LIST),
+    "bool table": Case("t0[q_idx, kv_idx]", **LIST),
+    "softcap": Case(score=SOFTCAP),
+    "bias": Case(score=BIAS),
+    "bias and causal": Case(CAUSAL, BIAS, form="range", pieces=1),
+    "softcap and document": Case(DOCUMENT, SOFTCAP, **LIST),
+    "softcap, scale negative": Case(score=SOFTCAP, options={"scale": -0.3}),
+    "slope": Case(CAUSAL, "score + s1 * (kv_idx - q_idx) * (h + 1)", form="range", pieces=1),
+    "score that masks": Case(score="where(kv_idx < q_idx - 10, score, -inf)"),
+    "score that forgets": Case(score="0.5 * kv_idx"),
+    "nan query": Case(CAUSAL, form="range", pieces=1, options={"nan": "q"}),
+    "nan query, full": Case(options={"nan": "q"}),
+    "nan key beyond every query": Case("kv_idx < 40", form="range", pieces=1, options={"nan": "k"}),
+    "nan around the tensors": Case(options={"nan": "around"}),
+    "nan around the tensors, causal": Case(CAUSAL, form="list", pieces=1, options={"nan": "around"}),
+    "trivial map, causal": Case(CAUSAL, form="range", evaluated=True, options={"trivial": True}),
+    "trivial map, document and softcap": Case(DOCUMENT, SOFTCAP, **LIST, options={"trivial": True}),
+}
+
+
+def captures(case: Case) -> tuple[list[torch.Tensor], list[int | float]]:
+    batch, heads, _, q_len, kv_len = case.shape
+    g = torch.Generator().manual_seed(3)
+    longest = max(q_len, kv_len, 1)
+    doc = (torch.arange(longest)[None] + 5 * torch.arange(batch)[:, None]) // 13
+    return [
+        torch.rand(q_len, kv_len, generator=g) < 0.3,
+        doc.to(torch.int32),
+        torch.randn(heads, q_len, kv_len, generator=g).to(torch.float16),
+    ], [9, 0.05]
+
+
+def inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch, heads, kv_heads, q_len, kv_len = case.shape
+    options, dtype = case.options, getattr(torch, case.dtype)
+    g = torch.Generator().manual_seed(4)
+    sizes = [(batch, heads, q_len, case.dims[0])] + [(options.get("kv_batch", batch), kv_heads, kv_len, d) for d in case.dims]
+    made = []
+    for b, h, n, d in sizes:
+        if options.get("strided"):
+            x = torch.randn(b, n, h, d, generator=g).to(dtype).transpose(1, 2)
+        elif options.get("last_strided"):
+            x = torch.randn(b, h, d, n, generator=g).to(dtype).transpose(2, 3)
+        elif options.get("nan") == "around":
+            x = torch.full((b, h, n + 40, d + 40), float("nan"), dtype=dtype)[:, :, 10 : 10 + n, 10 : 10 + d]
+            x.copy_(torch.randn(b, h, n, d, generator=g))
+        else:
+            x = torch.randn(b, h, n, d, generator=g).to(dtype)
+        made.append(x)
+    if options.get("nan") == "q":
+        made[0][0, 1, 7] = float("nan")
+    if options.get("nan") == "k":
+        made[1][:, :, 47] = float("nan")
+    return made[0], made[1], made[2]
+
+
+def dense(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: Expr | None, score: Expr | None) -> Any:
+    """(out, lse, keep) in float64."""
+    batch, heads, kv_heads, q_len, kv_len = case.shape
+    tensors, scalars = captures(case)
+    k, v = (x.double().expand(batch, -1, -1, -1).repeat_interleave(heads // kv_heads, 1) for x in (k, v))
+    s = q.double() @ k.mT * scale
+    grid = {"b": torch.arange(batch)[:, None, None, None], "h": torch.arange(heads)[None, :, None, None]}
+    grid |= {"q_idx": torch.arange(q_len)[:, None], "kv_idx": torch.arange(kv_len)[None], "score": s}
+    env = Env(grid, tensors, scalars)
+    keep = torch.ones(1, 1, q_len, kv_len, dtype=torch.bool)
+    if score is not None:
+        s = torch.as_tensor(evaluate(score, env)).double().expand(s.shape)
+    if mask is not None:
+        keep = torch.as_tensor(evaluate(mask, env))
+        keep = keep.reshape((1,) * (4 - keep.dim()) + tuple(keep.shape)).expand(*keep.shape[:-2] if keep.dim() == 4 else (1, 1), q_len, kv_len)
+    s = s.masked_fill(~keep, -math.inf)
+    lse = s.logsumexp(-1)
+    p = torch.where((lse == -math.inf)[..., None], 0.0, (s - lse[..., None]).exp())
+    return p @ v, lse, keep
+
+
+def make_map(case: Case, keep: torch.Tensor) -> Any:
+    """The tile map of a dense mask, by brute force."""
+    block_q, block_kv = case.blocks
+    b, h, q_len, kv_len = keep.shape
+    rows, columns = -(-q_len // block_q), -(-kv_len // block_kv)
+    tile = lambda m, n: keep[..., m * block_q : (m + 1) * block_q, n * block_kv : (n + 1) * block_kv].flatten(-2)  # noqa: E731
+    states = torch.stack([torch.stack([tile(m, n).any(-1) + 0 + tile(m, n).all(-1) for n in range(columns)], -1) for m in range(rows)], -2)
+    made = SimpleNamespace(ranges=None, counts=None, offsets=None, index=None, intervals=None)
+    if case.pieces:
+        made.intervals = SimpleNamespace(starts=torch.zeros(b, h, q_len, case.pieces, dtype=torch.int32))
+        made.intervals.ends = made.intervals.starts.clone()
+        if case.options.get("intervals") != "wrong":
+            fill_intervals(made.intervals, keep)
+    ranges, counts, offsets, index = [], [], [], []
+    for line in states.reshape(-1, columns):
+        full, partial = (line == 2).nonzero().flatten().tolist(), (line == 1).nonzero().flatten().tolist()
+        kept = sorted(full + partial)
+        ranges.append([kept[0], full[0], full[-1] + 1, kept[-1] + 1] if full else [kept[0], kept[0], kept[0], kept[-1] + 1] if kept else [0] * 4)
+        bounded = len(partial) if case.pieces and not case.evaluated else len(partial) // 2 if case.pieces else 0
+        if case.options.get("intervals") == "wrong":
+            bounded = 0
+        counts.append([len(full), bounded, len(partial) - bounded])
+        offsets.append(len(index))
+        index += full + partial
+    if case.form == "range":
+        made.ranges = torch.tensor(ranges, dtype=torch.int32).reshape(b, h, rows, 4)
+    else:
+        made.counts = torch.tensor(counts, dtype=torch.int32).reshape(b, h, rows, 3)
+        made.offsets = torch.tensor(offsets, dtype=torch.int32).reshape(b, h, rows)
+        made.index = torch.tensor(index, dtype=torch.int32)
+    return made
+
+
+def fill_intervals(intervals: Any, keep: torch.Tensor) -> None:
+    for b, h, q in torch.cartesian_prod(*map(torch.arange, keep.shape[:3])).tolist():
+        line = torch.nn.functional.pad(keep[b, h, q].int(), (1, 1)).diff()
+        starts, ends = (line == 1).nonzero().flatten(), (line == -1).nonzero().flatten()
+        intervals.starts[b, h, q, : len(starts)], intervals.ends[b, h, q, : len(ends)] = starts.int(), ends.int()
+
+
+def check(case: Case, folder: Path) -> None:
+    from flexmask.runtime.launch import launch_forward, load
+
+    mask, score = (parse(text, TABLES, SCALARS) if text else None for text in (case.mask, case.score))
+    tensors, scalars = captures(case)
+    spec = CaptureSpec.of(tensors, SPEC_NAMES[0], scalars, SPEC_NAMES[1])
+    plan = plan_forward(
+        case.dims[0], case.dims[1], dtype=case.dtype, arch=90, map_form=case.form, pieces=case.pieces, evaluated=case.evaluated,
+        score=score is not None, loads=case.loads,
+    )  # fmt: skip
+    plan = replace(plan, block_q=case.blocks[0], block_kv=case.blocks[1])
+    source = assemble(
+        plan, mask=None if mask is None or not case.evaluated else emit_function("mask", mask, spec, "mask"),
+        score=None if score is None else emit_function("score", score, spec, "score"), header=[repr(case)],
+    )  # fmt: skip
+    path = folder / f"kernel_{abs(hash(source))}.py"
+    path.write_text(source)
+    module = load(path)
+    q, k, v = inputs(case)
+    scale = case.options.get("scale", case.dims[0] ** -0.5)
+    expected, expected_lse, keep = dense(case, q, k, v, scale, mask, score)
+    both = (tensors, scalars)
+    if case.options.get("trivial"):
+        out, lse = module.attention(q, k, v, *both, *both, scale=scale)
+    else:
+        tile_map = None if case.form == "none" else make_map(case, keep)
+        out, lse = launch_forward(module, q, k, v, scale, tile_map, both, both)
+    loose = {"atol": 2e-3, "rtol": 2e-3} if case.dtype == "float16" else {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(out.double(), expected, equal_nan=True, **loose)
+    torch.testing.assert_close(lse.double(), expected_lse, equal_nan=True, **loose)
+
+
+def main() -> None:
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, case in CASES.items():
+            try:
+                check(case, Path(folder))
+                results[name] = ""
+            except Exception:
+                results[name] = traceback.format_exc()[-1500:]
+    json.dump(results, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
