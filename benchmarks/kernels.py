@@ -155,7 +155,8 @@ def show(row: Row) -> str:
     ratio = row.ms.get("FlexAttention", float("nan")) / row.ms.get("flexmask", float("nan"))
     density = row.block_pairs / row.length**2
     text = f"{row.mask:20s} {row.length:6d} density {density:.4f} | " + " | ".join(cells)
-    text += f" | block {row.tflops('flexmask', row.block_pairs):.0f} | x{ratio:.2f} | map {row.map_ms:.3f} / {row.rival_map_ms:.3f} ms | err {row.error:.1e}"
+    text += f" | block {row.tflops('flexmask', row.block_pairs):.0f} | x{ratio:.2f}"
+    text += f" | map {row.map_ms:.3f} / {row.rival_map_ms:.3f} ms | err {row.error:.1e}"
     return text + "".join(f"\n    {label} failed: {why}" for label, why in row.failures.items())
 
 

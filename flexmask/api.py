@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class Attention:
         """
         return self.source_path(part, head_dim=head_dim, dtype=dtype).read_text(encoding="utf-8")
 
-    def source_path(self, part: str = "forward", *, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16) -> Any:
+    def source_path(self, part: str = "forward", *, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16) -> Path:
         """The file that `source` shows (a pathlib.Path in the cache directory)."""
         if part != "forward":
             raise BackendError(f'there is one kernel, "forward"; got {part!r}.')
@@ -84,7 +85,7 @@ class Attention:
         if self.backend == "cpu" and natural != "cpu":
             raise BackendError(f'backend="cpu" takes CPU tensors; these are on {device}.')
         if self.backend == "triton" and natural == "cpu" and not forward.interpreting():
-            raise BackendError('backend="triton" takes CUDA tensors (or TRITON_INTERPRET=1 in the environment, for tests); these are on cpu.')
+            raise BackendError('backend="triton" takes CUDA tensors, or TRITON_INTERPRET=1 in the environment for tests; these are on cpu.')
         return self.backend, "asked for"
 
     def _traces(self, shapes: Shapes) -> forward.Request:

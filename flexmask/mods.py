@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -51,7 +51,7 @@ class _Mod:
         """The function as an expression; traced again only when something it closes over has been rebound."""
         if self._traced is None or self._traced.volatile or not self._traced.is_fresh():
             default_store().counters.traces += 1
-            self._traced = trace(self, self.kind)
+            self._traced = trace(cast(Callable[..., Any], self), self.kind)  # Mask and Score are callable
         return self._traced
 
     def __repr__(self) -> str:
@@ -191,7 +191,6 @@ class Score(_Mod):
     def __call__(self, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         return self._call({"score": score, "b": b, "h": h, "q_idx": q_idx, "kv_idx": kv_idx})
 
-
     def explain(self) -> str:
         """The score as the expression that kernels compute, and its captures."""
         return "\n".join(explain_score(self.traced()))
@@ -201,7 +200,8 @@ def _picture_lengths(traced: Traced) -> tuple[int, int]:
     """Lengths for a picture: those of tables indexed by exactly q_idx or kv_idx, else PICTURE."""
     found = {"q_idx": PICTURE, "kv_idx": PICTURE}
     for axis in found:
-        sizes = [traced.tensors[n.value].shape[i] for n in walk(traced.expr) if n.op == "load" for i, a in enumerate(n.args) if a is INDICES[axis]]
+        loads = [n for n in walk(traced.expr) if n.op == "load"]
+        sizes = [traced.tensors[n.value].shape[i] for n in loads for i, a in enumerate(n.args) if a is INDICES[axis]]
         found[axis] = min(sizes, default=PICTURE)
     return found["q_idx"], found["kv_idx"]
 

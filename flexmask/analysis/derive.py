@@ -72,7 +72,8 @@ def _form(predicate: Expr, solver: Solver) -> Form | NotInterval:
             best, tables = runs, tables | found.tables
     if best is None:
         return refused[0][0]
-    pieces = tuple(map(solver.algebra.piece, best)) or (Piece(ZERO, ZERO),)
+    ordered = sorted(best, key=lambda run: run.start is not ZERO)  # a run from the very beginning reads best first
+    pieces = tuple(map(solver.algebra.piece, ordered)) or (Piece(ZERO, ZERO),)
     left_over = {part for _, part in refused}
     return Form(solver.axis.name, pieces, _residue(predicate, left_over), tuple(sorted(tables)))
 

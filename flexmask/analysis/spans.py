@@ -1,7 +1,7 @@
 """Interval arithmetic on tensors: every operation of the IR on ranges of values, vectorised over boxes.
 
-Numbers are Spans, closed ranges [lo, hi] in float64. Integers are exact up to 2**53; beyond, a bound is dropped to infinity, so
-nothing overflows. Floats are widened after every operation by more than any rounding of float32 arithmetic. A Span with an
+Numbers are Spans, closed ranges [lo, hi] in float64. Integers are exact up to 2**48; a span that reaches further is unbounded, as
+int64 might wrap around. Floats are widened after every operation by more than any rounding of float32 arithmetic. A Span with an
 infinite end may stand for anything, NaN included, so nothing is concluded from comparing floats with it.
 Bools are Truths: whether the box may hold a true and may hold a false position.
 """
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-_EXACT = float(2**53)
+# integers within this bound are kept; float64 adds up MOST_TERMS of them without rounding
+_EXACT, MOST_TERMS = float(2**48), 31
 # float32 rounds within 2**-24 of a value; GPU intrinsics such as tanh within about 2**-10
 _ROUNDING, _INTRINSIC, _TINY = 1e-6, 2e-3, 1e-37
 _LARGEST, LARGEST_DOUBLE = 3e38, 1e308
@@ -55,9 +56,9 @@ def as_truth(x: Span | Truth) -> Truth:
 
 
 def integers(lo: torch.Tensor, hi: torch.Tensor) -> Span:
-    """Integer bounds as they come out of float64 arithmetic: those that may be inexact or undefined are dropped."""
-    lo, hi = torch.nan_to_num(lo, nan=-_INF, posinf=_INF, neginf=-_INF), torch.nan_to_num(hi, nan=_INF, posinf=_INF, neginf=-_INF)
-    return Span(torch.where(lo < -_EXACT, -_INF, lo.clamp(max=_EXACT)), torch.where(hi > _EXACT, _INF, hi.clamp(min=-_EXACT)))
+    """Integer bounds as they come out of float64 arithmetic: where one may be inexact or undefined, int64 may have wrapped around."""
+    sound = (lo >= -_EXACT) & (hi <= _EXACT)
+    return Span(torch.where(sound, lo, -_INF), torch.where(sound, hi, _INF))
 
 
 def floats(lo: torch.Tensor, hi: torch.Tensor, relative: float = _ROUNDING, absolute: float = _TINY, largest: float = _LARGEST) -> Span:

@@ -38,6 +38,5 @@ def whole(table: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, tor
 def span_of(lo: torch.Tensor, hi: torch.Tensor) -> Span:
     """Table values as a Span. A NaN or infinity anywhere, which min and max hand on, makes it unbounded."""
     if not lo.dtype.is_floating_point:
-        # float64 rounds what it cannot hold; bounds beyond 2**53 are dropped
         return integers(lo.double(), hi.double())
     return floats(lo.double(), hi.double(), 0.0, 0.0, LARGEST_DOUBLE)

@@ -23,7 +23,8 @@ def explain_mask(traced: Traced, facts: Facts) -> list[str]:
     proof = "proved" if facts.rows_contiguous else "not proved"
     lines.append(f"  contiguous      the kept blocks of a block row are one run: {proof}")
     for atom in facts.atoms:
-        lines.append(f"  atom            {show(atom.expr, names)}: row {_named(atom.rows, names)}; column {_named(atom.columns, names)}")
+        row, column = _named(atom.rows, names), _named(atom.columns, names)
+        lines.append(f"  atom            {show(atom.expr, names)}: row {row}; column {column}")
     lines += _captures(traced)
     return lines + lint(traced, facts)
 
@@ -41,7 +42,7 @@ def explain_map(tile_map: TileMap) -> list[str]:
     total = max(1, s["tiles"])
     return [
         f"map {tile_map.q_len} x {tile_map.kv_len}, tiles {tile_map.block_q} x {tile_map.block_kv}, {form}",
-        f"  tiles           {s['tiles']}: {s['full']} full, {s['partial']} partial, {s['empty']} skipped ({100 * s['empty'] / total:.1f} %)",
+        f"  tiles           {s['tiles']}: {s['full']} full, {s['partial']} partial, {s['empty']} skipped ({s['empty'] / total:.1%})",
     ]
 
 

@@ -16,7 +16,8 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}", re.ASCII)
 RESERVED = frozenset({
     "tl", "triton", "torch", "tables", "numbers", "row", "score", "b", "h", "q_idx", "kv_idx", "q_len", "kv_len",
     "tensors", "scalars", "batch", "heads", "device", "number", "starts", "stops", "search", "where", "index",
-    "floor_div", "floor_mod", "float_floor_div", "float_floor_mod", "int_pow", "float_pow", "tanh", "sigmoid", "truncate", "round_even", "round_bfloat16", "sine", "cosine",
+    "floor_div", "floor_mod", "float_floor_div", "float_floor_mod", "int_pow", "float_pow", "tanh", "sigmoid", "truncate", "round_even",
+    "round_bfloat16", "sine", "cosine",
     "float", "int", "bool", "range", "min", "max", "abs", "print", "len", "sum", "result",
 })  # fmt: skip
 

@@ -1,36 +1,21 @@
 """An expression as the text of small Triton device functions, named as the user named things.
 
-`mask_row(tables, numbers, b, h, q_idx)` computes what depends on the query row only, once a tile row; `mask_mod(tables, numbers, row, b,
-h, q_idx, kv_idx)` the rest, once a tile; a score mod likewise. Indices are int32: b and h numbers, q_idx [BLOCK_Q, 1], kv_idx [1, BLOCK_KV].
+`mask_row(tables, numbers, b, h, q_idx)` computes what depends on the query row only, once a tile row;
+`mask_mod(tables, numbers, row, b, h, q_idx, kv_idx)` the rest, once a tile; a score mod likewise, with `score` after `row`.
+Indices are int32: b and h numbers, q_idx [BLOCK_Q, 1], kv_idx [1, BLOCK_KV].
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from ..errors import BackendError
-from ..ir import FLOAT, INT, SCORE, Expr, K, show, uses, walk
+from ..ir import FLOAT, SCORE, Expr, K, show, walk
 from .captures import CaptureSpec, Scope
-from .ranges import INT32, Range, fits, range_of
+from .ranges import Range, range_of
+from .rules import RULES, Value, cast_value, convert, literal_value, number_value, wide_value
 
 LINE = 100
-
-
-@dataclass(frozen=True)
-class Value:
-    """Text of a node, its machine type ("int1", "int32", "int64", "float32"), and whether it is a literal or needs no brackets."""
-
-    text: str
-    type: str
-    literal: bool = False
-    atom: bool = True
-
-    @property
-    def operand(self) -> str:
-        return self.text if self.atom else f"({self.text})"
 
 
 def emit_function(name: str, expr: Expr, captures: CaptureSpec, kind: str) -> str:
@@ -48,14 +33,12 @@ def emit_function(name: str, expr: Expr, captures: CaptureSpec, kind: str) -> st
     rows = _Body(captures, frozenset(hoisted), {})
     row_lines = rows.lines(hoisted)
     names = [rows.done[node].text for node in hoisted]
-    row_text = _function(
-        f"{kind}_row(tables, numbers, b, h, q_idx)", f"What `{title}` needs of a query row.", row_lines, _tuple(names)
-    )
+    row_text = _function(f"{kind}_row(tables, numbers, b, h, q_idx)", f"What `{title}` needs of a query row.", row_lines, _tuple(names))
     body = _Body(captures, frozenset(), {node: Value(n, rows.done[node].type) for node, n in zip(hoisted, names, strict=True)})
     lines = body.lines([expr])
     unpack = [f"{_tuple(names, bare=len(names) > 1)} = row"] if names else []
     head = f"{kind}_mod(tables, numbers, row, {'score, ' if kind == 'score' else ''}b, h, q_idx, kv_idx)"
-    doc = f"`{title}`: {show(expr, captures.identifiers)}"
+    doc = f"`{title}`: {_shown(expr, captures)}"
     mod_text = _function(head, doc, unpack + lines, _result(body.done[expr], kind))
     return f"{row_text}\n\n\n{mod_text}"
 
@@ -68,6 +51,14 @@ def _row_values(expr: Expr) -> list[Expr]:
             varying.add(node)
     users = [a for node in walk(expr) if node in varying for a in node.args] if expr in varying else [expr]
     return [n for n in dict.fromkeys(users) if n not in varying and n.op not in ("index", "const", "scalar")]
+
+
+def _shown(expr: Expr, captures: CaptureSpec) -> str:
+    """The expression as text, unless sharing makes its text much longer than itself."""
+    size: dict[Expr, int] = {}
+    for node in walk(expr):
+        size[node] = 1 + sum(size[a] for a in node.args)
+    return show(expr, captures.identifiers) if size[expr] <= 300 else f"an expression of {len(size)} operations"
 
 
 def _comment(text: str) -> str:
@@ -85,13 +76,13 @@ def _result(value: Value, kind: str) -> str:
     wanted = "int1" if kind == "mask" else "float32"
     if value.literal:
         return f"tl.full((1, 1), {value.text}, tl.{wanted})"
-    return _convert(value, wanted).text
+    return convert(value, wanted).text
 
 
 def _function(head: str, doc: str, lines: list[str], result: str) -> str:
     lines = [f'"""{doc}"""', *lines, f"return {result}"]
     if len(lines[0]) > 120:
-        lines[0] = '"""' + "\n    ".join([doc[:doc.index(":") + 1], *_wrap(doc[doc.index(":") + 2 :])]) + '\n    """'
+        lines[0] = '"""' + "\n    ".join([doc[: doc.index(":") + 1], *_wrap(doc[doc.index(":") + 2 :])]) + '\n    """'
     return f"@triton.jit\ndef {head}:\n    " + "\n    ".join(lines)
 
 
@@ -163,7 +154,7 @@ class _Body:
     def _value(self, node: Expr) -> Value:
         args = [self.done[a] for a in node.args]
         if node.op == "const":
-            return _literal(node)
+            return literal_value(node)
         if node.op == "index":
             if node.value in ("q_len", "kv_len"):
                 raise BackendError(f"a kernel's mask or score cannot use {node.value}")
@@ -173,13 +164,13 @@ class _Body:
         if node.op == "load":
             return self._load(node, args)
         if node.op == "cast":
-            return _cast(args[0], node.value)
-        rule = _RULES.get(node.op)
+            return cast_value(args[0], node.value)
+        rule = RULES.get(node.op)
         if rule is None:
             raise BackendError(f"`{node.op}` has no meaning in a kernel")
         if all(a.literal for a in args):
             args = [Value(f"tl.full((), {a.text}, tl.{a.type})", a.type) for a in args]
-        return rule(node, args, self)
+        return rule(node, args, self.ranges)
 
     def _scalar(self, node: Expr) -> Value:
         name = self.captures.identifiers[f"s{node.value}"]
@@ -199,8 +190,8 @@ class _Body:
             stride, size = (self.captures.identifiers[f"t{node.value}_{word}_{axis}"] for word in ("stride", "size"))
             self.bound[stride] = f"{stride} = tables[{first + 1 + axis}]"
             self.bound[size] = f"{size} = number(numbers[{first_size + axis}])"
-            place, check = self._place(index, _number(arg), size)
-            address += f" + {_wide(place)} * {stride}"
+            place, check = self._place(index, number_value(arg), size)
+            address += f" + {wide_value(place)} * {stride}"
             checks.append(check)
         stored = {"bool": "int1", "int64": "int64", "uint64": "int64", "uint32": "int64"}.get(spec.dtype, "int32")
         wanted = "float32" if spec.kind == FLOAT else stored
@@ -226,214 +217,3 @@ class _Body:
         text = f"tl.full((), {value.text}, tl.{value.type})" if value.literal else value.text
         self.statements.append(f"{name} = {text}")
         return Value(name, value.type)
-
-
-def _literal(node: Expr) -> Value:
-    x = node.value
-    if node.kind == FLOAT:
-        if math.isnan(x) or abs(x) > 3.4028235677973366e38:  # beyond the last number that rounds to a finite float32
-            return Value(f'float("{"nan" if math.isnan(x) else "inf" if x > 0 else "-inf"}")', "float32", literal=True)
-        return Value(repr(x), "float32", literal=True, atom=x >= 0)
-    if node.kind == INT:
-        return Value(repr(x), "int32" if fits((x, x), INT32) else "int64", literal=True, atom=x >= 0)
-    return Value(repr(x), "int1", literal=True)
-
-
-def _loose(value: Value) -> Value:
-    """A literal that stands where a tensor's method is called."""
-    return Value(f"tl.full((), {value.text}, tl.{value.type})", value.type) if value.literal else value
-
-
-def _wide(place: Value) -> str:
-    return f"tl.full((), {place.text}, tl.int64)" if place.literal else _convert(place, "int64").operand
-
-
-def _convert(value: Value, wanted: str) -> Value:
-    if value.type == wanted:
-        return value
-    if value.literal:
-        number = float(value.text) if wanted == "float32" and value.type != "int1" else {"True": 1, "False": 0}.get(value.text, value.text)
-        if wanted == "float32":
-            return Value(repr(float(number)), wanted, literal=True, atom=float(number) >= 0)
-        return Value(str(number), wanted, literal=True, atom=not str(number).startswith("-"))
-    if wanted == "int1":
-        return Value(f"{value.operand} != 0", wanted, atom=False)
-    return Value(f"{value.operand}.to(tl.{wanted})", wanted)
-
-
-def _number(value: Value) -> Value:
-    """Bools as integers, where arithmetic needs numbers."""
-    return _convert(value, "int32") if value.type == "int1" else value
-
-
-def _cast(x: Value, name: str) -> Value:
-    if name == "bool":
-        return _convert(x, "int1")
-    if name == "bfloat16":
-        return Value(f"round_bfloat16({_convert(_loose(_number(x)), 'float32').text})", "float32")
-    if name == "float16":
-        return Value(f"{_convert(_loose(_number(x)), 'float32').operand}.to(tl.float16).to(tl.float32)", "float32")
-    wanted = {"float32": "float32", "float64": "float32"}.get(name, name)
-    if wanted == "int64" and x.type in ("int32", "int1"):
-        return _number(x)  # widened later, where a range shows the need
-    return _convert(_loose(x) if x.literal and x.type != wanted else x, wanted)
-
-
-Rule = Callable[[Expr, list[Value], _Body], Value]
-
-
-def _common(node: Expr, args: list[Value], body: _Body) -> list[Value]:
-    """Numeric arguments in the type that the result is computed in: float32, else int64 where int32 could overflow."""
-    args = [_number(a) for a in args]
-    if node.kind == FLOAT or any(a.type == "float32" for a in args):
-        return [_convert(a, "float32") for a in args]
-    if any(a.literal and a.type == "int64" for a in args):
-        return [_convert(a, "int64") for a in args]  # Triton refuses a literal that does not fit the other operand
-    known = body.ranges[node]
-    if node.kind != "bool" and known is not None and not fits(known, INT32) and all(a.type == "int32" for a in args):
-        at = next(i for i, a in enumerate(args) if not a.literal)  # one wide operand makes the operation wide
-        args[at] = _convert(args[at], "int64")
-    return args
-
-
-def _type_of(args: list[Value]) -> str:
-    types = {a.type for a in args}
-    return "float32" if "float32" in types else "int64" if "int64" in types else "int32"
-
-
-def _infix(symbol: str, result: str | None = None) -> Rule:
-    def rule(node: Expr, args: list[Value], body: _Body) -> Value:
-        args = _common(node, args, body)
-        return Value(f" {symbol} ".join(a.operand for a in args), result or _type_of(args), atom=False)
-
-    return rule
-
-
-def _logic(symbol: str) -> Rule:
-    def rule(node: Expr, args: list[Value], body: _Body) -> Value:
-        args = [_convert(a, "int1") for a in args]
-        if any(a.literal for a in args):
-            args = [_loose(a) for a in args]
-        return Value(f" {symbol} ".join(a.operand for a in args), "int1", atom=False)
-
-    return rule
-
-
-def _call(function: str) -> Rule:
-    """A function of float32 numbers."""
-
-    def rule(node: Expr, args: list[Value], body: _Body) -> Value:
-        args = [_convert(a, "float32") for a in map(_number, args)]
-        return Value(f"{function}({', '.join(a.text for a in args)})", "float32")
-
-    return rule
-
-
-def _divide(infix: str, helper: str, float_helper: str) -> Rule:
-    def rule(node: Expr, args: list[Value], body: _Body) -> Value:
-        args = _common(node, args, body)
-        if node.kind == FLOAT:
-            return Value(f"{float_helper}({', '.join(_loose(a).text for a in args)})", "float32")
-        first, second = (body.ranges[a] for a in node.args)
-        if first is not None and second is not None and first[0] >= 0 and second[0] > 0:
-            return Value(f"{args[0].operand} {infix} {args[1].operand}", _type_of(args), atom=False)
-        return Value(f"{helper}({args[0].text}, {args[1].text})", _type_of(args))
-
-    return rule
-
-
-def _true_divide(node: Expr, args: list[Value], body: _Body) -> Value:
-    """Rounded to nearest, as a quotient of integers may be compared or floored; scores are not, and `/` is much faster."""
-    args = [_convert(_number(a), "float32") for a in args]
-    if uses(node, SCORE):
-        return Value(f"{args[0].operand} / {args[1].operand}", "float32", atom=False)
-    return Value(f"tl.div_rn({args[0].text}, {args[1].text})", "float32")
-
-
-def _extreme(function: str) -> Rule:
-    def rule(node: Expr, args: list[Value], body: _Body) -> Value:
-        args = _common(node, args, body)
-        nan = ", propagate_nan=tl.PropagateNan.ALL" if node.kind == FLOAT else ""
-        return Value(f"{function}({args[0].text}, {args[1].text}{nan})", _type_of(args))
-
-    return rule
-
-
-def _power(node: Expr, args: list[Value], body: _Body) -> Value:
-    exponent = node.args[1]
-    base = _number(args[0])
-    if exponent.op == "const" and exponent.value in (1, 2, 3, 4) and not base.literal and base.atom:
-        wide = "float32" if node.kind == FLOAT else "int64"
-        base = _convert(base, wide)
-        return Value(" * ".join([base.operand] * int(exponent.value)), wide, atom=False)
-    if node.kind == FLOAT:
-        return Value(f"float_pow({', '.join(_loose(_convert(_number(a), 'float32')).text for a in args)})", "float32")
-    return Value(f"int_pow({', '.join(_loose(_number(a)).text for a in args)})", "int64")
-
-
-def _shift(symbol: str) -> Rule:
-    def rule(node: Expr, args: list[Value], body: _Body) -> Value:
-        value, count = (_convert(_loose(_number(a)), "int64") for a in args)
-        return Value(f"{value.operand} {symbol} {count.operand}", "int64", atom=False)
-
-    return rule
-
-
-def _where(node: Expr, args: list[Value], body: _Body) -> Value:
-    condition = _loose(_convert(args[0], "int1"))
-    if node.kind == "bool":
-        choices = [_loose(_convert(a, "int1")) for a in args[1:]]
-    else:
-        choices = [_number(a) for a in args[1:]]
-        choices = _common(node, choices, body)
-    result = "int1" if node.kind == "bool" else _type_of(choices)
-    return Value(f"tl.where({condition.text}, {', '.join(c.text for c in choices)})", result)
-
-
-def _sign(node: Expr, args: list[Value], body: _Body) -> Value:
-    x = _loose(_number(args[0])).operand
-    wanted = "float32" if node.kind == FLOAT else "int32"
-    return Value(f"({x} > 0).to(tl.{wanted}) - ({x} < 0).to(tl.{wanted})", wanted, atom=False)
-
-
-def _unary(template: str) -> Rule:
-    def rule(node: Expr, args: list[Value], body: _Body) -> Value:
-        (x,) = _common(node, args, body)
-        return Value(template.format(x.operand), x.type, atom=template.endswith(")"))
-
-    return rule
-
-
-def _rounding(function: str) -> Rule:
-    """floor, ceil and the like leave integers as they are."""
-
-    def rule(node: Expr, args: list[Value], body: _Body) -> Value:
-        x = _number(args[0])
-        return Value(f"{function}({_loose(x).text})", "float32") if x.type == "float32" else x
-
-    return rule
-
-
-def _classify(template: str) -> Rule:
-    def rule(node: Expr, args: list[Value], body: _Body) -> Value:
-        return Value(template.format(_loose(_convert(_number(args[0]), "float32")).operand), "int1", atom=False)
-
-    return rule
-
-
-_RULES: dict[str, Rule] = {
-    "add": _infix("+"), "sub": _infix("-"), "mul": _infix("*"),
-    "floordiv": _divide("//", "floor_div", "float_floor_div"), "mod": _divide("%", "floor_mod", "float_floor_mod"),
-    "truediv": _true_divide, "pow": _power, "neg": _unary("-{}"), "abs": _unary("tl.abs({})"),
-    "min": _extreme("tl.minimum"), "max": _extreme("tl.maximum"), "sign": _sign,
-    "lt": _infix("<", "int1"), "le": _infix("<=", "int1"), "eq": _infix("==", "int1"), "ne": _infix("!=", "int1"),
-    "and": _logic("&"), "or": _logic("|"), "xor": _logic("^"),
-    "not": lambda node, args, body: Value(f"~{_loose(_convert(args[0], 'int1')).operand}", "int1", atom=False),
-    "bitand": _infix("&"), "bitor": _infix("|"), "bitxor": _infix("^"), "invert": _unary("~{}"),
-    "lshift": _shift("<<"), "rshift": _shift(">>"), "where": _where,
-    "exp": _call("tl.exp"), "exp2": _call("tl.exp2"), "log": _call("tl.log"), "log2": _call("tl.log2"),
-    "sqrt": _call("tl.sqrt_rn"), "rsqrt": lambda n, a, b: Value(f"tl.div_rn(1.0, {_call('tl.sqrt_rn')(n, a, b).text})", "float32"),
-    "sin": _call("sine"), "cos": _call("cosine"), "tanh": _call("tanh"), "sigmoid": _call("sigmoid"), "erf": _call("tl.erf"),
-    "floor": _rounding("tl.floor"), "ceil": _rounding("tl.ceil"), "trunc": _rounding("truncate"), "round": _rounding("round_even"),
-    "isnan": _classify("{0} != {0}"), "isinf": _classify("tl.abs({0}) == float(\"inf\")"),
-}  # fmt: skip

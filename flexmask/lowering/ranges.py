@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..ir import Expr
 from .captures import CaptureSpec
 
@@ -90,7 +92,7 @@ def _rshift(x: Range, _: Range) -> Range:
     return min(0, x[0]), max(-1, x[1])
 
 
-_RULES = {
+_RULES: dict[str, Callable[..., Range]] = {
     "add": lambda x, y: (x[0] + y[0], x[1] + y[1]),
     "sub": lambda x, y: (x[0] - y[1], x[1] - y[0]),
     "mul": _corners,

@@ -53,11 +53,10 @@ def emit_row_bounds(form: RowForm, captures: CaptureSpec) -> str:
     writer = _Writer(captures)
     texts = [writer.variable(e) for e in bounds]
     lines += writer.statements
-    for side, parts in (("starts", texts[::2]), ("stops", texts[1::2])):
-        lines.append(f"{side} = [{', '.join(parts)}]")
     lines.append("shape = (batch, heads, q_len)")
-    stack = "torch.stack([torch.as_tensor(x, device=device).expand(shape) for x in {}], -1).clamp(0, kv_len).int()"
-    lines.append("return " + ", ".join(stack.format(side) for side in ("starts", "stops")))
+    for side, parts in (("starts", texts[::2]), ("stops", texts[1::2])):
+        lines.append(f"{side} = [torch.as_tensor(x, device=device).expand(shape) for x in ({', '.join(parts)},)]")
+    lines.append("return tuple(torch.stack(x, -1).clamp(0, kv_len).int() for x in (starts, stops))")
     head = "def row_bounds(tensors, scalars, q_len, kv_len, batch, heads, device):\n    "
     return head + "\n    ".join(lines) + ("\n" + SEARCH if any(n.op == "search" and len(n.args) > 1 for n in used) else "")
 

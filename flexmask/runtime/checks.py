@@ -66,7 +66,7 @@ def _check_sizes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gqa: 
 def check_scale(scale: float | None, head_dim: int) -> float:
     """The scale of q @ k: as given, or head_dim ** -0.5."""
     if scale is None:
-        return head_dim**-0.5
+        return 1.0 / math.sqrt(head_dim)
     if isinstance(scale, torch.Tensor) or not math.isfinite(scale):
         raise ShapeError(f"scale is a finite Python number, got {scale!r}.")
     return float(scale)

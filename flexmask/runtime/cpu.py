@@ -103,6 +103,8 @@ class _Work:
 
     def units(self) -> Iterator[_Unit]:
         """Every head once. Pairs go together where the map is the same for them, as many as suit the caches."""
+        if not self.lse.numel():
+            return
         by_batch, by_head = (1, 1) if self.map is None else _lead(self.map)
         for b in range(by_batch):
             for h in range(by_head):
@@ -141,6 +143,7 @@ class _Work:
         pairs, group = slice(unit.first, unit.last), slice(unit.g0, unit.g1)
         k, v = self._dense(self._k, unit), self._dense(self._v, unit)
         q, out, lse = self._q[pairs, group], self._out[pairs, group], self._lse[pairs, group]
+        self._reserve((unit.last - unit.first) * (unit.g1 - unit.g0) * min(self.block_q, self.q_len) * unit.keys)
         for i, row in enumerate(unit.rows):
             queries = slice(i * self.block_q, min((i + 1) * self.block_q, self.q_len))
             chunks = cut(row, unit.keys, self.block_kv, self.kv_len)
@@ -164,7 +167,8 @@ class _Work:
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, unit: _Unit, queries: slice, chunk: Chunk
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention [pairs, rows, Dv] to the keys of one chunk, and its lse [pairs, rows, 1]."""
-        scores = self._take(len(q), q.shape[1], chunk.width)
+        shape = (len(q), q.shape[1], chunk.width)
+        scores = self._buffer[: math.prod(shape)].view(shape)
         torch.bmm(q, _gather(k, chunk).transpose(1, 2), out=scores)
         if self.score is not None or chunk.spans:
             self._change(scores.view(len(q), unit.g1 - unit.g0, -1, chunk.width), unit, queries, chunk)
@@ -181,11 +185,10 @@ class _Work:
                 lse.masked_fill_(nothing, -math.inf)
         return out, lse
 
-    def _take(self, *shape: int) -> torch.Tensor:
-        """Scores to write to; valid until the next call."""
-        if self._buffer.numel() < math.prod(shape):
-            self._buffer = torch.empty(math.prod(shape), dtype=self.dtype)
-        return self._buffer[: math.prod(shape)].view(shape)
+    def _reserve(self, count: int) -> None:
+        """Room for that many scores, taken at once: memory that grows bit by bit is new, and slow, each time."""
+        if self._buffer.numel() < count:
+            self._buffer = torch.empty(count, dtype=self.dtype)
 
     def _change(self, scores: torch.Tensor, unit: _Unit, queries: slice, chunk: Chunk) -> None:
         """The score mod, then the mask, on scores [pairs, group, block_q, keys], in place."""

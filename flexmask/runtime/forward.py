@@ -12,7 +12,7 @@ import torch
 
 from ..analysis import Facts, Form
 from ..frontend import Traced
-from ..ir import TRUE, show, simplify
+from ..ir import KV_LEN, TRUE, const, show, simplify
 from ..lowering import CaptureSpec, KernelPlan, emit_function, emit_row_bounds, plan_forward
 from ..templates.assemble import assemble
 from . import cpu, launch
@@ -80,7 +80,8 @@ def find_kernel(store: Store, request: Request, dtype: torch.dtype, arch: int, t
         plan = plan_kernel(store, request, dtype, arch, tma)
         return Kernel(plan, launch.load(store.kernel_file(kernel_key(store, request, plan), lambda: write_kernel(store, request, plan))))
 
-    return store.kernel((*structure, s.head_dim, s.v_head_dim, dtype, arch, tma), make)
+    found: Kernel = store.kernel((*structure, s.head_dim, s.v_head_dim, dtype, arch, tma), make)
+    return found
 
 
 def arch_of(device: torch.device) -> int:
@@ -102,6 +103,7 @@ def plan_kernel(store: Store, request: Request, dtype: torch.dtype, arch: int, t
     return plan_forward(
         s.head_dim, s.v_head_dim, dtype=str(dtype).removeprefix("torch."), arch=arch, map_form=map_form, pieces=pieces,
         evaluated=evaluated, score=request.score is not None, loads="tma" if tma and arch >= 90 else "pointer",
+        narrow=facts is not None and is_narrow(facts),
     )  # fmt: skip
 
 
@@ -115,10 +117,18 @@ def choose_tiles(facts: Facts | None) -> tuple[str, int, bool, str]:
     if rows.residue is not None:
         return "list", 0, True, "row intervals bound the work; partial tiles evaluate the predicate, a part of which is no interval"
     if rows.sorted_tables:
-        return "list", len(rows.pieces), True, "partial tiles compare with row intervals where the tables ascend, else evaluate the predicate"
+        why = "partial tiles compare with row intervals where the tables ascend, else evaluate the predicate"
+        return "list", len(rows.pieces), True, why
     if facts.rows_contiguous and len(rows.pieces) == 1:
         return "range", 1, False, "each block row keeps one run of blocks; partial tiles compare with row intervals"
     return "list", len(rows.pieces), False, "partial tiles compare with row intervals"
+
+
+def is_narrow(facts: Facts) -> bool:
+    """Whether rows keep stretches cut at both ends (a window, a document) rather than everything before or after some key."""
+    if not isinstance(facts.rows, Form):
+        return False
+    return not any(p.start is const(0) or p.stop is KV_LEN for p in facts.rows.pieces) or len(facts.rows.pieces) > 1
 
 
 def kernel_key(store: Store, request: Request, plan: KernelPlan) -> str:

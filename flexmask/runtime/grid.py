@@ -93,7 +93,7 @@ def _ceil(x: torch.Tensor, side: int) -> torch.Tensor:
 
 def _floor_end(ends: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Block columns that lie before `ends`; the last one ends with the keys, even where it is short."""
-    return (ends // grid.block_kv).masked_fill(ends == grid.kv_len, grid.columns)
+    return torch.masked_fill(ends // grid.block_kv, ends == grid.kv_len, grid.columns)
 
 
 def _per_block(x: torch.Tensor, fill: int, grid: Grid) -> torch.Tensor:

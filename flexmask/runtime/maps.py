@@ -47,9 +47,7 @@ def check_given(facts: Facts, batch: int | None, heads: int | None) -> None:
             raise ShapeError(f"the mask depends on the {word.rstrip('s')} index: pass {word}=...")
 
 
-def find_map(
-    store: Store, traced: Traced, extent: Extent, block_q: int, block_kv: int, as_lists: bool = False
-) -> tuple[Facts, TileMap]:
+def find_map(store: Store, traced: Traced, extent: Extent, block_q: int, block_kv: int, as_lists: bool = False) -> tuple[Facts, TileMap]:
     """What is known of the mask, and its tile map for this extent, built at most once for each version of its captures.
 
     `as_lists` asks for the list form, for a kernel that reads no other.

@@ -60,7 +60,9 @@ def _join(parts: Sequence[str]) -> str:
 def _header(plan: KernelPlan, lines: Sequence[str]) -> str:
     """Comments: whatever a line holds, it stays behind its `#`."""
     shown = [*lines, f"plan: {plan}"]
-    return "".join(f"# {''.join(c if c.isprintable() else '?' for c in part)}".rstrip() + "\n" for line in shown for part in line.split("\n"))
+    return "".join(
+        f"# {''.join(c if c.isprintable() else '?' for c in part)}".rstrip() + "\n" for line in shown for part in line.split("\n")
+    )
 
 
 def _constants(text: str, plan: KernelPlan) -> str:

@@ -4,6 +4,8 @@ The constants and the four functions under "mods" are replaced by `assemble`; ev
 Scores are kept in base 2. A row that keeps no key gives 0 and a log-sum-exp of -inf. A NaN in a query stays in its row; a NaN in a
 value row reaches the rows that share a computed tile with it even where the key is masked out (0 * NaN), as in dense attention.
 """
+# ruff: noqa: SIM108
+# (Triton specialises an `if`, and long conditional expressions read badly)
 
 import triton
 import triton.language as tl

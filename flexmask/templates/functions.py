@@ -92,7 +92,9 @@ def sine(x):
     quarter = turns.to(tl.int64) & 3
     square = r * r
     sin = r + r * square * (-0.16666666667 + square * (0.00833333333 + square * (-0.000198412698 + square * 0.00000275573192)))
-    cos = 1.0 + square * (-0.5 + square * (0.04166666667 + square * (-0.00138888889 + square * (0.0000248015873 - square * 0.000000275573))))
+    cos = 1.0 + square * (
+        -0.5 + square * (0.04166666667 + square * (-0.00138888889 + square * (0.0000248015873 - square * 0.000000275573)))
+    )
     value = tl.where((quarter & 1) == 0, sin, cos)
     return tl.where(quarter >= 2, -value, value)
 
@@ -106,7 +108,9 @@ def cosine(x):
     quarter = (turns.to(tl.int64) + 1) & 3
     square = r * r
     sin = r + r * square * (-0.16666666667 + square * (0.00833333333 + square * (-0.000198412698 + square * 0.00000275573192)))
-    cos = 1.0 + square * (-0.5 + square * (0.04166666667 + square * (-0.00138888889 + square * (0.0000248015873 - square * 0.000000275573))))
+    cos = 1.0 + square * (
+        -0.5 + square * (0.04166666667 + square * (-0.00138888889 + square * (0.0000248015873 - square * 0.000000275573)))
+    )
     value = tl.where((quarter & 1) == 0, sin, cos)
     return tl.where(quarter >= 2, -value, value)
 

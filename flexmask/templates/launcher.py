@@ -56,14 +56,17 @@ def addressable(x):
 def fits_tma(x):
     """Whether a TMA descriptor can describe `x`: base and strides are multiples of 16 bytes."""
     size = x.element_size()
-    strides = [stride for stride, length in zip(x.stride()[:3], x.shape[:3]) if length > 1]
+    strides = [stride for stride, length in zip(x.stride()[:3], x.shape[:3], strict=True) if length > 1]
     return x.data_ptr() % 16 == 0 and x.stride(3) == 1 and all(s > 0 and s * size % 16 == 0 for s in strides)
 
 
 def describe(x, rows, width):
-    """A TMA descriptor of [1, 1, rows, width] tiles of `x`; reads outside give 0."""
+    """A TMA descriptor of [1, 1, rows, width] tiles of `x`; reads outside give 0. Raises ValueError where a copy would not help."""
+    x = x if fits_tma(x) else x.contiguous().clone()
+    if not fits_tma(x):
+        raise ValueError(f"TMA needs rows of a multiple of 16 bytes; got shape {tuple(x.shape)}, {x.dtype}. Use a plan with pointer loads.")
     unit = 16 // x.element_size()
-    strides = [stride if length > 1 else unit for stride, length in zip(x.stride()[:3], x.shape[:3])]
+    strides = [stride if length > 1 else unit for stride, length in zip(x.stride()[:3], x.shape[:3], strict=True)]
     return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, width])
 
 
@@ -109,7 +112,7 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
         *mask_captures, *score_captures,
         row_starts, row_stops, *strides(row_starts, q_len),
         ranges, counts, offsets, index, *strides(tile_map, tiles),
-        num_warps=NUM_WARPS.value, num_stages=NUM_STAGES.value,
+        num_warps=NUM_WARPS.value, num_stages=NUM_STAGES.value, enable_fp_fusion=True,
     )  # fmt: skip
     return out, lse
 

@@ -73,12 +73,7 @@ def compile_offline(
     mask: tuple[Sequence[torch.Tensor], Sequence[int | float]] = ((), ()),
     score: tuple[Sequence[torch.Tensor], Sequence[int | float]] = ((), ()),
 ) -> Compiled:
-    """Compile `module` (a loaded kernel file of `plan`) for `arch`, by default the plan's; captures are CPU tensors and numbers.
-
-    >>> from flexmask.runtime.launch import load                   # doctest: +SKIP
-    >>> compile_offline(load(path), plan, arch=90).spills          # doctest: +SKIP
-    0
-    """
+    """Compile `module` (a loaded kernel file of `plan`) for `arch`, by default the plan's; captures are CPU tensors and numbers."""
     arguments = _arguments(module, plan, mask, score)
     with _compiling_for(arch or plan.arch):
         kernel = module.attention_forward.warmup(*arguments, grid=(1,), num_warps=plan.num_warps, num_stages=plan.num_stages)

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from hypothesis import strategies as st
 
-from flexmask.analysis import Form, Piece
+from flexmask.analysis import UNKNOWN, Boxes, Facts, Form, NotInterval, classify
 from flexmask.ir import Env, Expr, evaluate, parse
 
 TENSORS = ("int", "int", "int", "bool", "int", "bool", "int", "float", "int")
@@ -48,7 +48,7 @@ class Instance:
     @cached_property
     def tensors(self) -> list[torch.Tensor]:
         draw = torch.Generator().manual_seed(self.seed)
-        n = max(self.q_len, self.kv_len)
+        n = max(self.q_len, self.kv_len, 3) + self.seed % 2  # a table may be longer than what is indexed
 
         def ints(low: int, high: int, *shape: int) -> torch.Tensor:
             return torch.randint(low, high, shape, generator=draw)
@@ -107,8 +107,42 @@ class Instance:
         return bool((table[..., 1:] >= table[..., :-1]).all())
 
 
-def pieces_of(form: Form) -> list[tuple[str, str]]:
-    return [(str(p.start), str(p.stop)) for p in form.pieces if isinstance(p, Piece)]
+def check_forms(facts: Facts, instance: Instance) -> None:
+    """Both forms keep what the predicate keeps, where their tables ascend; contiguity proofs are true."""
+    keep = instance.keep(facts.predicate)
+    for form, proved, seen in (
+        (facts.rows, facts.rows_contiguous, keep),
+        (facts.columns, facts.columns_contiguous, keep.transpose(2, 3)),
+    ):
+        if isinstance(form, NotInterval):
+            assert form.reason and not proved
+            continue
+        assert 1 <= len(form.pieces) <= 3
+        if all(map(instance.ascends, form.sorted_tables)):
+            assert torch.equal(instance.kept_by(form), keep), f"{form}\n{instance}"
+            assert not proved or touching(seen), f"not contiguous: {form}\n{instance}"
+
+
+def true_states(keep: torch.Tensor, block_q: int, block_kv: int) -> torch.Tensor:
+    """0 EMPTY, 1 PARTIAL, 2 FULL for each tile of bool [.., rows, columns]."""
+    pad = (0, -keep.shape[-1] % block_kv, 0, -keep.shape[-2] % block_q)
+
+    def tiles(x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (-1, block_kv)).unflatten(-3, (-1, block_q)).transpose(-3, -2).flatten(-2)
+
+    some = tiles(torch.nn.functional.pad(keep, pad, value=False)).any(-1)
+    every = tiles(torch.nn.functional.pad(keep, pad, value=True)).all(-1)
+    return torch.where(every, 2, torch.where(some, 1, 0)).to(torch.int8)
+
+
+def check_boxes(predicate: Expr, instance: Instance, block_q: int, block_kv: int) -> torch.Tensor:
+    """EMPTY and FULL are true of every tile; returns which tiles are UNKNOWN though not PARTIAL."""
+    boxes = Boxes.grid(instance.q_len, instance.kv_len, block_q, block_kv, BATCH, HEADS)
+    found = classify(predicate, boxes, instance.tensors, instance.scalars)
+    truth = true_states(instance.keep(predicate), block_q, block_kv)
+    found = found.expand_as(truth)
+    assert torch.equal(torch.where(found == UNKNOWN, truth, found), truth), f"{instance}\nfound {found}\ntruth {truth}"
+    return (found == UNKNOWN) & (truth != 1)
 
 
 def touching(keep: torch.Tensor) -> bool:

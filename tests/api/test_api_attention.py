@@ -93,7 +93,7 @@ def test_dtypes(dtype):
 
 @pytest.mark.parametrize("empty", ["batch", "heads", "queries", "keys"])
 def test_empty_tensors_give_empty_or_zero(empty):
-    sizes = dict(B=2, H=2, Q=3, KV=5)
+    sizes = {"B": 2, "H": 2, "Q": 3, "KV": 5}
     sizes[{"batch": "B", "heads": "H", "queries": "Q", "keys": "KV"}[empty]] = 0
     q = torch.randn(sizes["B"], sizes["H"], sizes["Q"], 16)
     k = torch.randn(sizes["B"], sizes["H"], sizes["KV"], 16)

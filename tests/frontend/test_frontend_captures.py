@@ -90,8 +90,8 @@ def test_lists_are_constants():
 
 def test_a_shared_variable_is_one_scalar():
     size = 3
-    left = lambda q, k: q - k < size  # noqa: E731
-    right = lambda q, k: k - q < size  # noqa: E731
+    left = lambda q, k: q - k < size
+    right = lambda q, k: k - q < size
     assert text(lambda b, h, q, k: left(q, k) & right(q, k)) == "(q_idx - kv_idx < s0) & (kv_idx - q_idx < s0)"
 
 
@@ -152,7 +152,7 @@ def test_caches_do_not_keep_symbols():
         return n * 2
 
     size = 3
-    mod = lambda b, h, q, k: q - k < doubled(size)  # noqa: E731
+    mod = lambda b, h, q, k: q - k < doubled(size)
     assert text(mod) == text(mod) == "q_idx - kv_idx < s0 * 2"
     assert doubled.cache_info().currsize == 0
 
@@ -464,7 +464,7 @@ def test_class_attributes_and_list_items_are_guarded():
 
 def test_scalar_values_are_those_of_the_trace():
     size = 3
-    mod = lambda b, h, q, k: q - k < size  # noqa: E731
+    mod = lambda b, h, q, k: q - k < size
     traced = trace(mod, "mask")
     size = 9
     assert traced.scalars == (3,) and trace(mod, "mask").scalars == (9,)

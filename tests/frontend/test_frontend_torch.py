@@ -104,7 +104,7 @@ def test_every_row_has_a_case():
 
 
 def test_gelu_by_tanh():
-    function = lambda a: F.gelu(a, approximate="tanh")  # noqa: E731
+    function = lambda a: F.gelu(a, approximate="tanh")
     torch.testing.assert_close(value(function, x), function(x), rtol=2e-6, atol=1e-6)
 
 

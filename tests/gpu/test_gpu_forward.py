@@ -45,7 +45,9 @@ def test_zoo_scores(name):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("dims", [(16, 16), (32, 32), (40, 24), (64, 64), (80, 80), (96, 96), (128, 64), (128, 128), (192, 128), (256, 256)], ids=str)
+@pytest.mark.parametrize(
+    "dims", [(16, 16), (32, 32), (40, 24), (64, 64), (80, 80), (96, 96), (128, 64), (128, 128), (192, 128), (256, 256)], ids=str
+)
 def test_head_dims_and_dtypes(dims, dtype):
     doc = torch.arange(300, device="cuda", dtype=torch.int32) // 77
     check(*tensors(2, 4, 2, 300, 300, *dims, dtype), masks.causal & masks.document(doc), gqa=True)
@@ -123,7 +125,7 @@ def test_nan_stays_in_its_row():
 
 @pytest.mark.parametrize("empty", ["B", "H", "Q", "KV"])
 def test_empty_tensors(empty):
-    sizes = dict(B=2, H=2, Q=3, KV=5) | {empty: 0}
+    sizes = {"B": 2, "H": 2, "Q": 3, "KV": 5} | {empty: 0}
     q = torch.randn(sizes["B"], sizes["H"], sizes["Q"], 64, device="cuda", dtype=torch.float16)
     k = torch.randn(sizes["B"], sizes["H"], sizes["KV"], 64, device="cuda", dtype=torch.float16)
     out, lse = flexmask.attention(q, k, k, mask=masks.causal, return_lse=True)

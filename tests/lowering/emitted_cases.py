@@ -110,9 +110,9 @@ SCORES = [
 
 def captures() -> tuple[list[torch.Tensor], list[int | float], CaptureSpec]:
     g = torch.Generator().manual_seed(1)
-    random = lambda low, high, *shape: torch.randint(low, high, shape, generator=g)  # noqa: E731
+    random = lambda low, high, *shape: torch.randint(low, high, shape, generator=g)
     tensors = [
-        random(0, 6, 48).int(), random(0, 2, 2, 96).bool()[:, ::2], random(-9, 9, 2, 48, 48).to(torch.int8), torch.tensor(9, dtype=torch.int16),
+        random(0, 6, 48).int(), random(0, 2, 2, 96).bool()[:, ::2], random(-9, 9, 2, 48, 48).to(torch.int8), torch.tensor(9).short(),
         random(-(2**40), 2**40, 48), torch.randn(48, 48, generator=g).T, random(0, 200, 48).to(torch.uint8),
         torch.randn(2, 95, generator=g), torch.randn(48, generator=g).to(torch.float16), torch.randn(48, generator=g).double(),
     ]  # fmt: skip
@@ -127,7 +127,7 @@ def check(kind: str, text: str, folder: Path) -> None:
     tensors, scalars, spec = captures()
     kinds = [t.kind for t in spec.tensors]
     expr = parse(text, kinds, [k for _, k in spec.scalars])
-    mods = emit_function("a\"\"\"name\\", expr, spec, kind)
+    mods = emit_function('a"""name\\', expr, spec, kind)
     imports = "import triton\nimport triton.language as tl\n"
     probe = PROBE.format(kind=kind, score="score, " if kind == "score" else "")
     path = folder / f"{kind}_{abs(hash(text))}.py"

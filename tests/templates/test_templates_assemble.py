@@ -12,7 +12,7 @@ from flexmask.lowering import CaptureSpec, TensorSpec, emit_function, emit_row_b
 from flexmask.templates.assemble import assemble
 
 SPEC = CaptureSpec((TensorSpec("doc", 2, "int32"),), (("window", "int"),))
-WINDOW = make("eq", (load(0, "int", B, Q), load(0, "int", B, K))) & (K <= Q) & (Q - K < scalar(0, "int"))
+WINDOW = make("eq", (load(0, "int", B, Q), load(0, "int", B, K))) & (K <= Q) & (scalar(0, "int") > Q - K)
 SOFTCAP = const(5.0) * make("tanh", (make("truediv", (SCORE, const(5.0))),))
 
 
@@ -29,7 +29,12 @@ def causal_file():
     return assemble(plan, row_bounds=emit_row_bounds(SimpleNamespace(pieces=[piece], sorted_tables=()), spec))
 
 
-FILES = {"list": window_file, "both": lambda: window_file(pieces=2), "range": causal_file, "plain": lambda: assemble(plan_forward(128, loads="tma"))}
+FILES = {
+    "list": window_file,
+    "both": lambda: window_file(pieces=2),
+    "range": causal_file,
+    "plain": lambda: assemble(plan_forward(128, loads="tma")),
+}
 
 
 @pytest.mark.parametrize("name", FILES)
