@@ -93,7 +93,8 @@ def _ceil(x: torch.Tensor, side: int) -> torch.Tensor:
 
 def _floor_end(ends: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Block columns that lie before `ends`; the last one ends with the keys, even where it is short."""
-    return torch.masked_fill(ends // grid.block_kv, ends == grid.kv_len, grid.columns)
+    whole: torch.Tensor = ends // grid.block_kv
+    return whole.masked_fill(ends == grid.kv_len, grid.columns)
 
 
 def _per_block(x: torch.Tensor, fill: int, grid: Grid) -> torch.Tensor:

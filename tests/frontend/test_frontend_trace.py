@@ -115,10 +115,9 @@ def test_a_score_means_what_it_computes(name):
     torch.testing.assert_close(traced_value(mod, "score", score), called_value(mod, score).float(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(MASKS))
+# torch's uint8 differences wrap around; flexmask computes in int64
+@pytest.mark.parametrize("name", sorted(set(MASKS) - {"small_unsigned_table"}))
 def test_every_mask_of_the_zoo(name):
-    if name == "small_unsigned_table":
-        pytest.skip("torch wraps around in uint8; flexmask computes in int64")
     mod = MASKS[name](*SIZES.values())
     try:
         wanted = called_value(mod)

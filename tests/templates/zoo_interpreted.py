@@ -1,0 +1,42 @@
+"""Every zoo mask and score through Triton's interpreter: run with TRITON_INTERPRET=1. Prints {name: largest error or exception}."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+import zoo
+
+import flexmask
+from flexmask import reference
+
+B, H, Q, KV = 1, 2, 35, 41
+
+
+def error(mask: flexmask.Mask | None, score: flexmask.Score | None) -> float | str:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(B, H, Q, 16), torch.randn(B, H, KV, 16), torch.randn(B, H, KV, 16)
+    try:
+        out, lse = flexmask.attention(q, k, v, mask=mask, score=score, backend="triton", return_lse=True)
+        want, want_lse = reference.attention(q.double(), k.double(), v.double(), mask, score, return_lse=True)
+    except Exception as problem:
+        return f"{type(problem).__name__}: {problem}"
+    if not torch.equal(lse.isfinite(), want_lse.isfinite()):
+        return "empty rows differ"
+    lse_error = (lse.double() - want_lse).nan_to_num(0.0).abs().max()
+    return max((out.double() - want).abs().max().item(), lse_error.item())
+
+
+def main() -> None:
+    found = {}
+    with torch.no_grad():
+        for name, make in zoo.MASKS.items():
+            found[f"mask {name}"] = error(make(B, H, Q, KV), None)
+        for name, make in zoo.SCORES.items():
+            found[f"score {name}"] = error(None, make(B, H, Q, KV))
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
