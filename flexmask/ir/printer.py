@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from .expr import INDICES, Expr, const, load, make, scalar, search, walk
@@ -13,13 +14,52 @@ _PRECEDENCE = {"|": 2, "^": 3, "&": 4, "<<": 5, ">>": 5, "+": 6, "-": 6, "*": 7,
 _COMPARE, _UNARY, _ATOM = 1, 8, 10
 
 
+# an expression that would print longer than this many nodes shares its repeated parts by name
+_LONG = 2000
+
+
 def show(expr: Expr, names: Mapping[str, str] | None = None) -> str:
-    """The expression as text. `names` renames captures and indices, e.g. {"t0": "doc", "s0": "window"}; such text is for people."""
+    """The expression as text. `names` renames captures and indices, e.g. {"t0": "doc", "s0": "window"}; such text is for people.
+
+    Long texts name a part where it first stands, `(x0 := a + b) * x0`, so that text is never longer than the graph.
+    """
     names = names or {}
+    shared = _shared(expr)
     text: dict[Expr, tuple[str, int]] = {}
     for node in walk(expr):
-        text[node] = _render(node, [text[a] for a in node.args], names)
+        args = [_reference(shared, node, i, text[a]) for i, a in enumerate(node.args)]
+        text[node] = _render(node, args, names)
     return text[expr][0]
+
+
+def _shared(expr: Expr) -> dict[Expr, tuple[str, tuple[Expr, int]]]:
+    """Name, and (user, argument number) where it first stands, of each part that a long expression uses more than once."""
+    size: dict[Expr, int] = {}
+    users: Counter[Expr] = Counter()
+    for node in walk(expr):
+        size[node] = 1 + sum(size[a] for a in node.args)
+        users.update(node.args)
+    if size[expr] <= _LONG:
+        return {}
+    found: dict[Expr, tuple[str, tuple[Expr, int]]] = {}
+    seen: set[Expr] = set()
+    stack: list[tuple[Expr, Expr, int]] = [(expr, expr, 0)]
+    while stack:  # in reading order
+        node, user, place = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            if node.args and users[node] > 1:
+                found[node] = (f"x{len(found)}", (user, place))
+            stack.extend((a, node, i) for i, a in reversed(list(enumerate(node.args))))
+    return found
+
+
+def _reference(shared: dict[Expr, tuple[str, tuple[Expr, int]]], user: Expr, place: int, text: tuple[str, int]) -> tuple[str, int]:
+    """How `user` writes its argument: as it is, or by name where it is shared, with its definition where it first stands."""
+    name, first = shared.get(user.args[place], (None, None))
+    if name is None:
+        return text
+    return (f"({name} := {text[0]})" if first == (user, place) else name), _ATOM
 
 
 def _render(node: Expr, args: list[tuple[str, int]], names: Mapping[str, str]) -> tuple[str, int]:
@@ -65,7 +105,10 @@ def parse(text: str, tensors: Sequence[str] = (), scalars: Sequence[str] = (), v
 
     `variables` binds further names (the rule table's pattern variables). Raises ValueError for anything else.
     """
-    return _Reader(tensors, scalars, variables or {}).read(ast.parse(text.strip(), mode="eval").body)
+    try:
+        return _Reader(tensors, scalars, dict(variables or {})).read(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"not an expression of flexmask: {type(error).__name__}: {error}") from error
 
 
 _BINARY = {
@@ -77,7 +120,7 @@ _ON_BITS = {"and": "bitand", "or": "bitor", "xor": "bitxor", "not": "invert"}
 
 
 class _Reader:
-    def __init__(self, tensors: Sequence[str], scalars: Sequence[str], variables: Mapping[str, Expr]):
+    def __init__(self, tensors: Sequence[str], scalars: Sequence[str], variables: dict[str, Expr]):
         self.tensors, self.scalars, self.variables = tensors, scalars, variables
 
     def read(self, node: ast.expr) -> Expr:
@@ -103,6 +146,10 @@ class _Reader:
         if name[0] == "s" and name[1:].isdigit() and int(name[1:]) < len(self.scalars):
             return scalar(int(name[1:]), self.scalars[int(name[1:])])
         raise ValueError(f"unknown name {name!r}")
+
+    def _NamedExpr(self, node: ast.NamedExpr) -> Expr:
+        self.variables[node.target.id] = self.read(node.value)
+        return self.variables[node.target.id]
 
     def _tensor(self, node: ast.expr) -> int:
         if isinstance(node, ast.Name) and node.id[0] == "t" and node.id[1:].isdigit() and int(node.id[1:]) < len(self.tensors):

@@ -12,31 +12,31 @@ ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 87: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 103: 227 * 1024,
                 120: 99 * 1024, 121: 99 * 1024}  # fmt: skip
 # Tiles whose kernels were checked to spill no register: (block_q, block_kv, warps, stages) by the greater padded head dim, for kernels
-# without a map, with row intervals, with row intervals that are narrow (windows, documents: small tiles waste less at both ends), and
-# with a predicate or score mod in the loop. For sm_90 and head dims 64 and 128 the fastest of those measured (docs/benchmarks.md).
-# From Hopper on wgmma reads operands from shared memory, which leaves room for 128 x 128; TMA keeps addresses out of registers. On
-# Ampere the queries sit in registers.
+# without a map; with row intervals; with row intervals that are narrow (windows, documents: small tiles waste less at both ends); with
+# a predicate or score mod in the loop; and with one that reads a table at (query, key), so holds an address for each pair. For sm_90
+# and head dims 64 and 128 the fastest of those measured (docs/benchmarks.md). From Hopper on wgmma reads operands from shared memory,
+# which leaves room for 128 x 128; TMA keeps addresses out of registers. On Ampere the queries sit in registers.
 Tile = tuple[int, int, int, int]
-Row = tuple[Tile, Tile, Tile, Tile]
+Row = tuple[Tile, Tile, Tile, Tile, Tile]
 _TMA: dict[int, Row] = {
-    64: ((64, 128, 4, 2), (64, 128, 4, 2), (64, 64, 4, 3), (64, 64, 4, 3)),
-    128: ((128, 128, 8, 3), (128, 128, 8, 3), (64, 64, 4, 3), (128, 64, 8, 3)),
-    256: ((128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2), (128, 32, 8, 2)),
+    64: ((64, 128, 4, 2), (64, 128, 4, 2), (64, 64, 4, 3), (64, 64, 4, 3), (64, 64, 8, 2)),
+    128: ((128, 128, 8, 3), (128, 128, 8, 3), (64, 64, 4, 3), (128, 64, 8, 3), (128, 32, 8, 3)),
+    256: ((128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 8, 2)),
 }
 _HOPPER: dict[int, Row] = {
-    64: ((64, 128, 4, 2), (64, 128, 4, 2), (64, 128, 4, 2), (128, 64, 8, 3)),
-    128: ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
-    256: ((64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
+    64: ((64, 128, 4, 2), (64, 128, 4, 2), (64, 128, 4, 2), (128, 64, 8, 3), (64, 32, 8, 2)),
+    128: ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3), (64, 32, 8, 2)),
+    256: ((64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
 }
 _AMPERE: dict[int, Row] = {
-    64: ((128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2)),
-    128: ((64, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2)),
-    256: ((64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
+    64: ((128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2), (64, 32, 8, 1)),
+    128: ((64, 64, 4, 2), (64, 64, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2), (64, 32, 8, 1)),
+    256: ((64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 1)),
 }
 _FLOAT32: dict[int, Row] = {
-    64: ((32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2)),
-    128: ((16, 16, 4, 2), (16, 16, 4, 2), (16, 16, 4, 2), (16, 16, 4, 2)),
-    256: ((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    64: ((32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2)),
+    128: ((16, 16, 4, 2), (16, 16, 4, 2), (16, 16, 4, 2), (16, 16, 4, 2), (16, 16, 4, 2)),
+    256: ((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
 }
 
 
@@ -133,10 +133,12 @@ def plan_forward(
     score: bool = False,
     loads: str = "pointer",
     narrow: bool = False,
+    heavy: bool = False,
 ) -> KernelPlan:
     """The plan for a forward kernel on a GPU of compute capability `arch`: tiles by head dim and kind of kernel, shrunk to fit it.
 
-    `narrow` says that rows keep a stretch of keys cut at both ends, rather than all up to some key or all from one.
+    `narrow` says that rows keep a stretch of keys cut at both ends, rather than all up to some key or all from one;
+    `heavy` that the predicate or the score mod reads a table at places that depend on query and key, or computes very much.
     Raises BackendError for a dtype, head dim or GPU that no kernel is made for.
     """
     if dtype not in ITEM_BYTES:
@@ -148,7 +150,7 @@ def plan_forward(
         raise BackendError(f"GPU kernels take head dims from 1 to 256, got {head_dim} and {v_head_dim}.")
     if loads == "tma" and arch < 90:
         raise BackendError(f"TMA loads need compute capability 9.0 or later, not {arch / 10}.")
-    work = 3 if score or evaluated else 0 if map_form == "none" else 2 if narrow else 1
+    work = 4 if heavy else 3 if score or evaluated else 0 if map_form == "none" else 2 if narrow else 1
     block_q, block_kv, num_warps, num_stages = _row(max(padded(head_dim), padded(v_head_dim)), dtype, arch, loads)[work]
     plan: KernelPlan | None = KernelPlan(
         head_dim, v_head_dim, dtype, pieces, evaluated, map_form, score, block_q, block_kv, num_warps, num_stages, loads, arch

@@ -97,7 +97,6 @@ class _Work:
         self._finite = math.isfinite(v.sum(dtype=self.dtype))
         self._places = torch.arange(self.kv_len)
         self._columns = self._places.int()
-        self._buffer = torch.empty(0, dtype=self.dtype)
 
     def _pairs(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(self.batch * self.kv_heads, self.group, *x.shape[2:])
@@ -142,21 +141,30 @@ class _Work:
 
     def run(self, unit: _Unit) -> None:
         pairs, group = slice(unit.first, unit.last), slice(unit.g0, unit.g1)
-        k, v = self._dense(self._k, unit), self._dense(self._v, unit)
-        q, out, lse = self._q[pairs, group], self._out[pairs, group], self._lse[pairs, group]
-        self._reserve((unit.last - unit.first) * (unit.g1 - unit.g0) * min(self.block_q, self.q_len) * unit.keys)
-        for i, row in enumerate(unit.rows):
-            queries = slice(i * self.block_q, min((i + 1) * self.block_q, self.q_len))
-            chunks = cut(row, unit.keys, self.block_kv, self.kv_len)
-            if not chunks:
-                out[:, :, queries], lse[:, :, queries] = 0, -math.inf
-                continue
-            block = q[:, :, queries].flatten(1, 2)
-            found = self._part(block, k, v, unit, queries, chunks[0])
-            for chunk in chunks[1:]:
-                found = _merge(found, self._part(block, k, v, unit, queries, chunk))
-            out[:, :, queries] = found[0].view(*q.shape[:2], -1, out.shape[-1])
-            lse[:, :, queries] = found[1].view(*q.shape[:2], -1)
+        tensors = self._q[pairs, group], self._dense(self._k, unit), self._dense(self._v, unit)
+        out, lse = self._out[pairs, group], self._lse[pairs, group]
+
+        # taken at once: memory that grows bit by bit is new, and slow, each time
+        scores = torch.empty(out.shape[0] * out.shape[1] * min(self.block_q, self.q_len) * unit.keys, dtype=self.dtype)
+        for i in range(len(unit.rows)):
+            self._row(unit, i, tensors, scores, out, lse)
+
+    def _row(
+        self, unit: _Unit, i: int, tensors: tuple[torch.Tensor, ...], scores: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
+    ) -> None:
+        """One block row of a unit: fills its part of out [pairs, group, Q, Dv] and lse [pairs, group, Q]."""
+        queries = slice(i * self.block_q, min((i + 1) * self.block_q, self.q_len))
+        chunks = cut(unit.rows[i], unit.keys, self.block_kv, self.kv_len)
+        if not chunks:
+            out[:, :, queries], lse[:, :, queries] = 0, -math.inf
+            return
+        q, k, v = tensors
+        block = q[:, :, queries].flatten(1, 2)
+        found = self._part(block, k, v, unit, queries, chunks[0], scores)
+        for chunk in chunks[1:]:
+            found = _merge(found, self._part(block, k, v, unit, queries, chunk, scores))
+        out[:, :, queries] = found[0].view(*q.shape[:2], -1, out.shape[-1])
+        lse[:, :, queries] = found[1].view(*q.shape[:2], -1)
 
     def _dense(self, x: torch.Tensor, unit: _Unit) -> torch.Tensor:
         """The unit's keys or values, [pairs, KV, D], as matmuls take them without copying."""
@@ -165,11 +173,11 @@ class _Work:
         return part if part.stride(-1) == 1 and part.stride(-2) >= part.shape[-1] else part.contiguous()
 
     def _part(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, unit: _Unit, queries: slice, chunk: Chunk
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, unit: _Unit, queries: slice, chunk: Chunk, buffer: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention [pairs, rows, Dv] to the keys of one chunk, and its lse [pairs, rows, 1]."""
+        """Attention [pairs, rows, Dv] to the keys of one chunk, and its lse [pairs, rows, 1]. The scores lie in `buffer`."""
         shape = (len(q), q.shape[1], chunk.width)
-        scores = self._buffer[: math.prod(shape)].view(shape)
+        scores = buffer[: math.prod(shape)].view(shape)
         torch.bmm(q, _gather(k, chunk).transpose(1, 2), out=scores)
         if self.score is not None or chunk.spans:
             self._change(scores.view(len(q), unit.g1 - unit.g0, -1, chunk.width), unit, queries, chunk)
@@ -185,11 +193,6 @@ class _Work:
                 out.masked_fill_(nothing, 0)
                 lse.masked_fill_(nothing, -math.inf)
         return out, lse
-
-    def _reserve(self, count: int) -> None:
-        """Room for that many scores, taken at once: memory that grows bit by bit is new, and slow, each time."""
-        if self._buffer.numel() < count:
-            self._buffer = torch.empty(count, dtype=self.dtype)
 
     def _change(self, scores: torch.Tensor, unit: _Unit, queries: slice, chunk: Chunk) -> None:
         """The score mod, then the mask, on scores [pairs, group, block_q, keys], in place."""

@@ -12,7 +12,7 @@ import torch
 
 from ..analysis import Facts, Form
 from ..frontend import Traced
-from ..ir import KV_LEN, TRUE, const, show, simplify
+from ..ir import KV_LEN, TRUE, K, Q, const, show, simplify, uses, walk
 from ..lowering import CaptureSpec, KernelPlan, emit_function, emit_row_bounds, plan_forward
 from ..templates.assemble import assemble
 from . import cpu, launch
@@ -103,7 +103,7 @@ def plan_kernel(store: Store, request: Request, dtype: torch.dtype, arch: int, t
     return plan_forward(
         s.head_dim, s.v_head_dim, dtype=str(dtype).removeprefix("torch."), arch=arch, map_form=map_form, pieces=pieces,
         evaluated=evaluated, score=request.score is not None, loads="tma" if tma and arch >= 90 else "pointer",
-        narrow=facts is not None and is_narrow(facts),
+        narrow=facts is not None and is_narrow(facts), heavy=is_heavy(request, facts if evaluated else None),
     )  # fmt: skip
 
 
@@ -129,6 +129,18 @@ def is_narrow(facts: Facts) -> bool:
     if not isinstance(facts.rows, Form):
         return False
     return not any(p.start is const(0) or p.stop is KV_LEN for p in facts.rows.pieces) or len(facts.rows.pieces) > 1
+
+
+# operations on (query, key) pairs in a mod's text, beyond which its values crowd the registers
+MANY_PAIR_OPERATIONS = 16
+
+
+def is_heavy(request: Request, facts: Facts | None) -> bool:
+    """Whether the predicate or the score reads a table at places that depend on both query and key, or computes very much for each."""
+    exprs = [] if facts is None else [facts.predicate]
+    exprs += [] if request.score is None else [request.score.expr]
+    pairs = [node for expr in exprs for node in walk(expr) if uses(node, Q) and uses(node, K)]
+    return len(pairs) > MANY_PAIR_OPERATIONS or any(node.op == "load" for node in pairs)
 
 
 def kernel_key(store: Store, request: Request, plan: KernelPlan) -> str:

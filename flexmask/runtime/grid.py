@@ -99,8 +99,9 @@ def _floor_end(ends: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 def _per_block(x: torch.Tensor, fill: int, grid: Grid) -> torch.Tensor:
     """Rows gathered by block, [.., nQ, block_q]; `fill` stands for the rows that the last block lacks."""
-    padded = torch.nn.functional.pad(x, (0, grid.rows * grid.block_q - grid.q_len), value=fill)
-    return padded.unflatten(-1, (grid.rows, grid.block_q))
+    padded: torch.Tensor = torch.nn.functional.pad(x, (0, grid.rows * grid.block_q - grid.q_len), value=fill)
+    blocks: torch.Tensor = padded.unflatten(-1, (grid.rows, grid.block_q))
+    return blocks
 
 
 def _count(first: torch.Tensor, last: torch.Tensor, grid: Grid) -> torch.Tensor:
