@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from . import reference
 from .errors import BackendError, TraceError
 from .inspect.explain import explain_map, explain_mask, explain_score
+from .ir import show
 from .mods import Mask, Score
+from .options import read_options
 from .runtime import forward
-from .runtime.checks import Shapes, check_captures, check_inputs, check_scale
+from .runtime.checks import Shapes, capture_names, check_captures, check_inputs, check_scale
 from .runtime.store import default_store
 
 BACKENDS = ("cpu", "triton", "reference")
@@ -33,6 +36,7 @@ class Attention:
         self.mask, self.score, self.scale, self.enable_gqa, self.backend = mask, score, scale, enable_gqa, backend
         self._source_for: tuple[Shapes, torch.dtype] | None = None
         self._checked: tuple[Any, ...] = ()
+        self._debug = read_options().debug
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, return_lse: bool = False) -> Any:
         shapes = check_inputs(q, k, v, self.enable_gqa)
@@ -43,6 +47,8 @@ class Attention:
         request = self._request(q, shapes)
         _refuse_gradients(q, k, v, *request.score_tensors)
         run = forward.run_cpu if backend == "cpu" else forward.run_triton
+        if self._debug and self._source_for != (shapes, q.dtype):
+            print(self._debug_text(q, request, backend), file=sys.stderr)
         self._source_for = (shapes, q.dtype)
         out, lse = run(default_store(), request, q, k, v, scale)
         return (out, lse) if return_lse else out
@@ -64,15 +70,27 @@ class Attention:
     def explain(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:
         """What was derived from the mask and score for these tensors, the path chosen, and why."""
         shapes = check_inputs(q, k, v, self.enable_gqa)
-        backend, why = self._choose(q.device)
-        request = self._request(q, shapes)
+        return "\n".join(self._explain(q, self._request(q, shapes), self._choose(q.device)[0]))
+
+    def _explain(self, q: torch.Tensor, request: forward.Request, backend: str) -> list[str]:
         lines = [] if request.mask is None else explain_mask(request.mask, default_store().facts(request.mask)[1])
         lines += [] if request.score is None else explain_score(request.score)
-        lines.append(f"path {backend}: {why}")
+        lines.append(f"path {backend}: {self._choose(q.device)[1]}")
         if backend != "reference":
             tile_map, choices = forward.describe(default_store(), request, q, backend)
             lines += [] if tile_map is None else explain_map(tile_map)
             lines += [f"  {line}" for line in choices]
+        return lines
+
+    def _debug_text(self, q: torch.Tensor, request: forward.Request, backend: str) -> str:
+        """What FLEXMASK_DEBUG asks for: 1 the path, 2 also facts and map, 3 also the expressions as traced, 4 also the kernel's file."""
+        lines = [f"flexmask: path {backend}: {self._choose(q.device)[1]}"]
+        if self._debug >= 2:
+            lines = self._explain(q, request, backend)
+        if self._debug >= 3:
+            lines += [f"{t.kind} as traced: {show(t.expr, capture_names(t))}" for t in (request.mask, request.score) if t is not None]
+        if self._debug >= 4:
+            lines.append(f"kernel source: {forward.kernel_path(default_store(), request, q.dtype)}")
         return "\n".join(lines)
 
     def _choose(self, device: torch.device) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ Mod = tuple[Expr, Sequence[torch.Tensor], Sequence[int | float]]
 SCORES = 1 << 20
 # fewer keys than this at once make poor matmuls
 FEWEST_KEYS = 512
+# of the memory for scores, what a thread keeps from call to call at most
+KEPT_BYTES = 1 << 23
+_LOCAL = threading.local()
 
 
 def blocks(q_len: int, kv_len: int) -> tuple[int, int]:
@@ -90,8 +94,8 @@ class _Work:
         self.block_q, self.block_kv = (tile_map.block_q, tile_map.block_kv) if tile_map else blocks(self.q_len, self.kv_len)
         self.out = torch.empty(*q.shape[:3], v.shape[-1], dtype=q.dtype)
         self.lse = torch.empty(*q.shape[:3], dtype=self.dtype)
-        scaled = torch.empty(q.shape, dtype=self.dtype).copy_(q).mul_(scale)
-        self._q, self._out, self._lse = (self._pairs(x) for x in (scaled, self.out, self.lse))
+        self.scale = scale
+        self._q, self._out, self._lse = (self._pairs(x) for x in (q, self.out, self.lse))
         self._k, self._v = k.flatten(0, 1), v.flatten(0, 1)
         self._shared = self.batch > 1 and 1 in (k.shape[0], v.shape[0])
         self._finite = math.isfinite(v.sum(dtype=self.dtype))
@@ -99,7 +103,7 @@ class _Work:
         self._columns = self._places.int()
 
     def _pairs(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view(self.batch * self.kv_heads, self.group, *x.shape[2:])
+        return x.reshape(self.batch * self.kv_heads, self.group, *x.shape[2:])
 
     def units(self) -> Iterator[_Unit]:
         """Every head once. Pairs go together where the map is the same for them, as many as suit the caches."""
@@ -144,8 +148,7 @@ class _Work:
         tensors = self._q[pairs, group], self._dense(self._k, unit), self._dense(self._v, unit)
         out, lse = self._out[pairs, group], self._lse[pairs, group]
 
-        # taken at once: memory that grows bit by bit is new, and slow, each time
-        scores = torch.empty(out.shape[0] * out.shape[1] * min(self.block_q, self.q_len) * unit.keys, dtype=self.dtype)
+        scores = _scratch(out.shape[0] * out.shape[1] * min(self.block_q, self.q_len) * unit.keys, self.dtype)
         for i in range(len(unit.rows)):
             self._row(unit, i, tensors, scores, out, lse)
 
@@ -159,7 +162,7 @@ class _Work:
             out[:, :, queries], lse[:, :, queries] = 0, -math.inf
             return
         q, k, v = tensors
-        block = q[:, :, queries].flatten(1, 2)
+        block = q[:, :, queries].to(self.dtype).mul(self.scale).flatten(1, 2)
         found = self._part(block, k, v, unit, queries, chunks[0], scores)
         for chunk in chunks[1:]:
             found = _merge(found, self._part(block, k, v, unit, queries, chunk, scores))
@@ -229,6 +232,18 @@ class _Work:
             "kv_len": self.kv_len,
         }
         return torch.as_tensor(evaluate(mod[0], Env(indices, mod[1], mod[2])))
+
+
+def _scratch(count: int, dtype: torch.dtype) -> torch.Tensor:
+    """Room for that many numbers. It outlives the call, for the first touch of new memory is slow; each thread has its own."""
+    buffer = getattr(_LOCAL, "buffer", None)
+    size = count * dtype.itemsize
+    if buffer is None or len(buffer) < size:
+        with torch.inference_mode(False):  # a later call may be outside it
+            buffer = torch.empty(size, dtype=torch.uint8)
+        if size <= KEPT_BYTES:
+            _LOCAL.buffer = buffer
+    return buffer[:size].view(dtype)
 
 
 def _lead(tile_map: TileMap) -> tuple[int, int]:

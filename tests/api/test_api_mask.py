@@ -64,3 +64,18 @@ def test_lint_notes():
     wide = torch.zeros(8, dtype=torch.int64)
     assert "is int64" in flexmask.mask(lambda b, h, q_idx, kv_idx: wide[kv_idx] == 0).explain()
     assert "traced anew at every call" in flexmask.mask(lambda b, h, q_idx, kv_idx: (wide + 1)[kv_idx] == 1).explain()
+
+
+@pytest.mark.parametrize("level, seen, unseen", [(1, "path cpu", "kept keys"), (2, "kept keys", "as traced"), (3, "as traced", ".py"), (4, ".py", "!")])
+def test_debug_levels_say_more_and_more(monkeypatch, capsys, level, seen, unseen):
+    monkeypatch.setenv("FLEXMASK_DEBUG", str(level))
+    x = torch.randn(1, 1, 8, 16)
+    flexmask.attention(x, x, x, mask=flexmask.mask(eval("lambda q_idx, kv_idx: q_idx >= kv_idx")))
+    text = capsys.readouterr().err
+    assert seen in text and unseen not in text
+
+
+def test_a_debug_level_is_a_number(monkeypatch):
+    monkeypatch.setenv("FLEXMASK_DEBUG", "loud")
+    with pytest.raises(flexmask.FlexmaskError, match="from 0 to 4"):
+        flexmask.compile(masks.causal)
