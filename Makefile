@@ -9,18 +9,17 @@ BIN = $(VENV)/bin
 
 .PHONY: demo test lint bench clean
 
-# A Python that has torch already (a GPU machine, say) lends it to the environment; otherwise it is installed.
+# A Python that has torch already (a GPU machine, say) lends it to the environment; otherwise the pinned versions are installed.
 $(VENV)/.ready: pyproject.toml
-	@if $(PYTHON) -c "import torch, triton" 2>/dev/null; then \
-	  $(PYTHON) -m venv --system-site-packages $(VENV); \
-	else \
-	  $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q $(TORCH) numpy && { [ "`uname`" != Linux ] || $(BIN)/python -m pip install -q $(TRITON); }; \
-	fi
+	@$(PYTHON) -m venv --system-site-packages $(VENV)
+	@$(BIN)/python -c "import torch, triton" 2>/dev/null || { \
+	  $(PYTHON) -m venv --clear $(VENV) && $(BIN)/python -m pip install -q $(TORCH) numpy && \
+	  { [ "`uname`" != Linux ] || $(BIN)/python -m pip install -q $(TRITON); }; }
 	$(BIN)/python -m pip install -q -e ".[test,inspect]"
 	@touch $@
 
-.triton-next/.ready:
-	@if [ "`uname`" = Linux ]; then $(PYTHON) -m pip install -q --no-deps --target .triton-next $(NEXT_TRITON); fi
+.triton-next/.ready: $(VENV)/.ready
+	@if [ "`uname`" = Linux ]; then $(BIN)/python -m pip install -q --no-deps --target .triton-next $(NEXT_TRITON); fi
 	@mkdir -p .triton-next && touch $@
 
 demo: $(VENV)/.ready

@@ -190,11 +190,10 @@ class _Work:
         lse = top - scores.amax(-1, keepdim=True).log_()
         values = _gather(v, chunk)
         out = torch.bmm(scores, values) if self._finite else _weigh(scores, values)
-        if self.score is not None or chunk.spans:
-            nothing = top == -math.inf
-            if bool(nothing.any()):
-                out.masked_fill_(nothing, 0)
-                lse.masked_fill_(nothing, -math.inf)
+        nothing = top == -math.inf
+        if bool(nothing.any()):
+            out.masked_fill_(nothing, 0)
+            lse.masked_fill_(nothing, -math.inf)
         return out, lse
 
     def _change(self, scores: torch.Tensor, unit: _Unit, queries: slice, chunk: Chunk) -> None:

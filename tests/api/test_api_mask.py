@@ -66,7 +66,9 @@ def test_lint_notes():
     assert "traced anew at every call" in flexmask.mask(lambda b, h, q_idx, kv_idx: (wide + 1)[kv_idx] == 1).explain()
 
 
-@pytest.mark.parametrize("level, seen, unseen", [(1, "path cpu", "kept keys"), (2, "kept keys", "as traced"), (3, "as traced", ".py"), (4, ".py", "!")])
+@pytest.mark.parametrize(
+    "level, seen, unseen", [(1, "path cpu", "kept keys"), (2, "kept keys", "as traced"), (3, "as traced", ".py"), (4, ".py", "!")]
+)
 def test_debug_levels_say_more_and_more(monkeypatch, capsys, level, seen, unseen):
     monkeypatch.setenv("FLEXMASK_DEBUG", str(level))
     x = torch.randn(1, 1, 8, 16)

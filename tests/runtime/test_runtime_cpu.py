@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime_cases import BATCH, HEADS, MASKS, dense_of, facts_of
 
-from flexmask.ir import SCORE, TRUE, B, Env, H, K, Q, const, evaluate, load, make, simplify
+from flexmask.ir import SCORE, B, Env, H, K, Q, const, evaluate, load, make, simplify
 from flexmask.runtime import cpu, tile_map
 
 
@@ -59,7 +59,13 @@ def assert_same(found, want, tolerance=1e-5):
 
 @pytest.mark.parametrize("name", MASKS)
 def test_every_mask_at_odd_lengths_and_blocks(name):
-    for q_len, kv_len, block_q, block_kv in ((1, 1, 16, 16), (37, 91, 16, 8), (150, 131, 64, 16), (299, 300, 32, 128), (150, 131, None, None)):
+    for q_len, kv_len, block_q, block_kv in (
+        (1, 1, 16, 16),
+        (37, 91, 16, 8),
+        (150, 131, 64, 16),
+        (299, 300, 32, 128),
+        (150, 131, None, None),
+    ):
         assert_same(*run(name, *inputs(q_len, kv_len), block_q, block_kv))
 
 
@@ -216,4 +222,3 @@ def test_empty_tiles_cost_nothing(monkeypatch):
     made = tile_map.build(facts, (), scalars, q_len=4096, kv_len=4096)
     cpu.forward(*inputs(4096, 4096, 1, 1, 4, 4, 1), scale=1.0, tile_map=made, mask=(facts.predicate, (), scalars))
     assert sum(seen) == 128 + 31 * 256
-    assert TRUE is facts_of("everything").predicate
