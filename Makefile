@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml
 	@$(BIN)/python -c "import torch, triton" 2>/dev/null || { \
 	  $(PYTHON) -m venv --clear $(VENV) && $(BIN)/python -m pip install -q $(TORCH) numpy && \
 	  { [ "`uname`" != Linux ] || $(BIN)/python -m pip install -q $(TRITON); }; }
-	$(BIN)/python -m pip install -q -e ".[test,inspect]"
+	$(BIN)/python -m pip install -q -e ".[test]"
 	@touch $@
 
 .triton-next/.ready: $(VENV)/.ready

@@ -165,7 +165,7 @@ def test_undecided_tiles_go_to_the_given_function():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 @pytest.mark.parametrize("name", MASKS)
 def test_maps_on_a_gpu_without_a_sync(name):
-    predicate, tensors, scalars = MASKS[name]
+    _, tensors, scalars = MASKS[name]
     tensors = tuple(x.cuda() for x in tensors)
     sizes = {"q_len": 150, "kv_len": 131, "batch": BATCH, "heads": HEADS, "block_q": 16, "block_kv": 64, "device": "cuda"}
     for facts in (facts_of(name), replace(facts_of(name), rows_contiguous=False)):

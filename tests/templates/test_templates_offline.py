@@ -15,10 +15,16 @@ from flexmask.lowering.plan import SHARED_BYTES
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="session")
-def compiled():
+ROOT = HERE.parent.parent
+# the installed triton, and the newer one that `make test` puts beside it
+TRITONS = ["", *(str(path) for path in [ROOT / ".triton-next"] if (path / "triton").is_dir())]
+
+
+@pytest.fixture(scope="session", params=TRITONS, ids=lambda path: Path(path).name or "installed")
+def compiled(request):
     """Every case compiled once, in a process that does not interpret kernels."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(HERE.parent.parent)}
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join([request.param, str(ROOT)] if request.param else [str(ROOT)])
     done = subprocess.run([sys.executable, HERE / "compiled_cases.py"], capture_output=True, text=True, env=env, check=True)
     return json.loads(done.stdout)
 
