@@ -27,7 +27,7 @@ class Attention:
 
     Called with q [B, Hq, Q, D], k [B or 1, Hkv, KV, D], v [B or 1, Hkv, KV, Dv], all of one dtype (float16, bfloat16, float32, float64)
     and device, it returns [B, Hq, Q, Dv] in that dtype; with `return_lse=True` also the logarithm of the softmax's denominator,
-    float32 [B, Hq, Q], natural. A query that keeps no key gives 0 and lse -inf.
+    [B, Hq, Q], natural, float32 (float64 for float64 inputs). A query that keeps no key gives 0 and lse -inf.
     """
 
     def __init__(self, mask: Mask | None, score: Score | None, scale: float | None, enable_gqa: bool, backend: str | None):
