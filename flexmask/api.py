@@ -17,6 +17,7 @@ from .mods import Mask, Score
 from .options import read_options
 from .runtime import forward
 from .runtime.checks import Shapes, capture_names, check_captures, check_inputs, check_scale
+from .runtime.maps import interpreting
 from .runtime.store import default_store
 
 BACKENDS = ("cpu", "triton", "reference")
@@ -102,7 +103,7 @@ class Attention:
             return natural, f"the tensors are on {device}"
         if self.backend == "cpu" and natural != "cpu":
             raise BackendError(f'backend="cpu" takes CPU tensors; these are on {device}.')
-        if self.backend == "triton" and natural == "cpu" and not forward.interpreting():
+        if self.backend == "triton" and natural == "cpu" and not interpreting():
             raise BackendError('backend="triton" takes CUDA tensors, or TRITON_INTERPRET=1 in the environment for tests; these are on cpu.')
         return self.backend, "asked for"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ..lowering import CaptureSpec, KernelPlan, emit_function, emit_row_bounds, 
 from ..templates.assemble import assemble
 from . import cpu, launch
 from .checks import Shapes, capture_names
-from .maps import Extent, find_map
+from .maps import Extent, find_map, interpreting
 from .store import Store, code_fingerprint
 from .tile_map import TileMap
 
@@ -39,11 +38,6 @@ class Request:
     def extent(self, device: torch.device) -> Extent:
         s = self.shapes
         return Extent(s.q_len, s.kv_len, s.batch, s.heads, device)
-
-
-def interpreting() -> bool:
-    """Whether Triton interprets kernels on the CPU in this process (for tests)."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def run_cpu(store: Store, request: Request, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Result:

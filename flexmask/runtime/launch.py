@@ -83,6 +83,14 @@ def launch_forward(
     return out, lse
 
 
+def decide_tiles(module: Any, states: torch.Tensor, mask: Captures, q_len: int, kv_len: int) -> torch.Tensor:
+    """Tile states int8 [B, H, nQ, nK] with the UNKNOWN ones decided by a loaded planning kernel; nothing is waited for."""
+    from ..templates.launcher import pack
+
+    decided: torch.Tensor = module.decide(states.clone(memory_format=torch.contiguous_format), pack(*mask), q_len, kv_len)
+    return decided
+
+
 def _bounds(tile_map: Any, pieces: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The row intervals with as many pieces as the kernel reads; empty ones where the map has none (then no tile asks for them)."""
     if tile_map.intervals is None:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from ..analysis import Facts, Form, NotInterval
 from ..errors import ShapeError
 from ..frontend import Traced
-from . import tile_map
-from .checks import check_captures
+from ..ir import show
+from ..lowering import CaptureSpec, emit_function
+from ..templates.assemble import assemble_tiles
+from . import launch, tile_map
+from .checks import capture_names, check_captures
 from .intervals import Intervals, ascending, solve
 from .store import Store
 from .tile_map import TileMap
+
+
+def interpreting() -> bool:
+    """Whether Triton interprets kernels on the CPU in this process (for tests)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @dataclass(frozen=True)
@@ -59,12 +70,18 @@ def find_map(store: Store, traced: Traced, extent: Extent, block_q: int, block_k
     made = store.tile_map(
         (key, traced.scalars, place, block_q, block_kv, as_lists),
         traced.tensors,
-        lambda: _build(facts, traced, extent, block_q, block_kv, as_lists),
+        lambda: _build(store, facts, traced, extent, block_q, block_kv, as_lists),
     )
     return facts, made
 
 
-def _build(facts: Facts, traced: Traced, extent: Extent, block_q: int, block_kv: int, as_lists: bool) -> TileMap:
+def _build(store: Store, facts: Facts, traced: Traced, extent: Extent, block_q: int, block_kv: int, as_lists: bool) -> TileMap:
+    def decide(states: torch.Tensor) -> torch.Tensor:
+        module = store.kernel(
+            (store.key_of(traced), "tiles", block_q, block_kv), lambda: launch.load(_kernel_file(store, facts, traced, block_q, block_kv))
+        )
+        return launch.decide_tiles(module, states, (traced.tensors, traced.scalars), extent.q_len, extent.kv_len)
+
     made = tile_map.build(
         facts,
         traced.tensors,
@@ -76,8 +93,19 @@ def _build(facts: Facts, traced: Traced, extent: Extent, block_q: int, block_kv:
         block_q=block_q,
         block_kv=block_kv,
         device=extent.device,
+        evaluate_undecided=decide if extent.device.type == "cuda" or interpreting() else None,
     )
     return made.listed() if as_lists else made
+
+
+def _kernel_file(store: Store, facts: Facts, traced: Traced, block_q: int, block_kv: int) -> Path:
+    """The file of the planning kernel, which decides by evaluation what box arithmetic leaves open."""
+    names = str(capture_names(traced))
+    key = hashlib.sha256(f"tiles {block_q} {block_kv} {store.key_of(traced)} {traced.name} {names}".encode()).hexdigest()
+    spec = CaptureSpec.of(traced.tensors, traced.tensor_names, traced.scalars, traced.scalar_names)
+    header = [f"tiles of mask {traced.name}", f"    {show(facts.predicate, capture_names(traced))}"]
+    mask = emit_function("mask_mod", facts.predicate, spec, "mask")
+    return store.kernel_file(key, lambda: assemble_tiles(block_q, block_kv, mask, header))
 
 
 def find_intervals(traced: Traced, form: Form | NotInterval, extent: Extent) -> Intervals:

@@ -17,6 +17,9 @@ from .undecided import evaluate_all, evaluate_unknown
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+# Box arithmetic is a chain of small operations, milliseconds of launches on a GPU: a planning kernel that evaluates the tiles is
+# faster up to about this many of them.
+MANY_TILES = 1 << 17
 # int8 [B, H, nQ, nK] with UNKNOWN tiles -> the same with each of them decided
 Decide = Callable[[torch.Tensor], torch.Tensor]
 
@@ -137,8 +140,8 @@ def build(
     """The map of a mask for these lengths and captures, whose block sizes may be any numbers.
 
     `promised` are the tables that the caller vouches to ascend. On a GPU nothing is waited for: whether other tables ascend is a
-    flag on the device that chooses there, and tiles that box arithmetic cannot decide go to `evaluate_undecided` (states with
-    UNKNOWN tiles in, exact states out); without it every tile is evaluated. On the CPU the undecided tiles alone are.
+    flag on the device that chooses there, and tiles that nothing else decides go to `evaluate_undecided` (states with
+    UNKNOWN tiles in, exact states out); without it every tile is evaluated. On the CPU box arithmetic leaves few to evaluate.
     """
     device = torch.device(device)
     grid = Grid(q_len, kv_len, block_q, block_kv, batch if facts.uses_b else 1, heads if facts.uses_h else 1)
@@ -189,6 +192,10 @@ def _exact(
     if device.type != "cpu" and decide is None:
         states = evaluate_all(facts.predicate, grid, tensors, scalars, device)
         return states if known is None else torch.where(known == UNKNOWN, states, known)
+    if decide is not None and known is not None:
+        return decide(known.expand(grid.shape))
+    if decide is not None and grid.rows * grid.columns < MANY_TILES:
+        return decide(torch.full(grid.shape, UNKNOWN, dtype=torch.int8, device=device))
     boxes = Boxes.grid(grid.q_len, grid.kv_len, grid.block_q, grid.block_kv, grid.batch, grid.heads, device)
     states = classify(facts.predicate, boxes, tensors, scalars).expand(grid.shape)
     if known is not None:

@@ -51,6 +51,17 @@ def assemble(
     return _join(parts)
 
 
+def assemble_tiles(block_q: int, block_kv: int, mask: str, header: Sequence[str] = ()) -> str:
+    """The source of the planning kernel for tiles of these sizes, with `decide` to call; `mask` is a text from `emit_function`."""
+    template = _sections("tile.py")
+    values = {"BLOCK_Q": block_q, "BLOCK_KV": block_kv, "PADDED_KV": 1 << (block_kv - 1).bit_length()}
+    sizes = re.sub(
+        r"^(\w+) = tl\.constexpr\(.*\)$", lambda m: f"{m[1]} = tl.constexpr({values[m[1]]})", template["sizes"], flags=re.MULTILINE
+    )
+    imports = _comments(header) + "\nimport triton\nimport triton.language as tl\n"
+    return _join([imports, sizes, *_helpers([mask]), mask, template["functions"]])
+
+
 def _join(parts: Sequence[str]) -> str:
     """Parts two blank lines apart, imports and constants one."""
     text = "\n\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -58,10 +69,13 @@ def _join(parts: Sequence[str]) -> str:
 
 
 def _header(plan: KernelPlan, lines: Sequence[str]) -> str:
-    """Comments: whatever a line holds, it stays behind its `#`."""
-    shown = [*lines, f"plan: {plan}"]
+    return _comments([*lines, f"plan: {plan}"])
+
+
+def _comments(lines: Sequence[str]) -> str:
+    """Whatever a line holds, it stays behind its `#`."""
     return "".join(
-        f"# {''.join(c if c.isprintable() else '?' for c in part)}".rstrip() + "\n" for line in shown for part in line.split("\n")
+        f"# {''.join(c if c.isprintable() else '?' for c in part)}".rstrip() + "\n" for line in lines for part in line.split("\n")
     )
 
 
