@@ -16,7 +16,7 @@ from .ir import show
 from .mods import Mask, Score
 from .options import read_options
 from .runtime import forward
-from .runtime.checks import Shapes, capture_names, check_captures, check_inputs, check_scale
+from .runtime.checks import Shapes, check_captures, check_inputs, check_scale
 from .runtime.maps import interpreting
 from .runtime.store import default_store
 
@@ -49,7 +49,7 @@ class Attention:
         _refuse_gradients(q, k, v, *request.score_tensors)
         run = forward.run_cpu if backend == "cpu" else forward.run_triton
         if self._debug and self._source_for != (shapes, q.dtype):
-            print(self._debug_text(q, request, backend), file=sys.stderr)
+            print(self._debug_text((q, k, v), request, backend), file=sys.stderr)
         self._source_for = (shapes, q.dtype)
         out, lse = run(default_store(), request, q, k, v, scale)
         return (out, lse) if return_lse else out
@@ -71,27 +71,27 @@ class Attention:
     def explain(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:
         """What was derived from the mask and score for these tensors, the path chosen, and why."""
         shapes = check_inputs(q, k, v, self.enable_gqa)
-        return "\n".join(self._explain(q, self._request(q, shapes), self._choose(q.device)[0]))
+        return "\n".join(self._explain((q, k, v), self._request(q, shapes), self._choose(q.device)[0]))
 
-    def _explain(self, q: torch.Tensor, request: forward.Request, backend: str) -> list[str]:
+    def _explain(self, tensors: tuple[torch.Tensor, ...], request: forward.Request, backend: str) -> list[str]:
         lines = [] if request.mask is None else explain_mask(request.mask, default_store().facts(request.mask)[1])
         lines += [] if request.score is None else explain_score(request.score)
-        lines.append(f"path {backend}: {self._choose(q.device)[1]}")
+        lines.append(f"path {backend}: {self._choose(tensors[0].device)[1]}")
         if backend != "reference":
-            tile_map, choices = forward.describe(default_store(), request, q, backend)
+            tile_map, choices = forward.describe(default_store(), request, tensors, backend)
             lines += [] if tile_map is None else explain_map(tile_map)
             lines += [f"  {line}" for line in choices]
         return lines
 
-    def _debug_text(self, q: torch.Tensor, request: forward.Request, backend: str) -> str:
+    def _debug_text(self, tensors: tuple[torch.Tensor, ...], request: forward.Request, backend: str) -> str:
         """What FLEXMASK_DEBUG asks for: 1 the path, 2 also facts and map, 3 also the expressions as traced, 4 also the kernel's file."""
-        lines = [f"flexmask: path {backend}: {self._choose(q.device)[1]}"]
+        lines = [f"flexmask: path {backend}: {self._choose(tensors[0].device)[1]}"]
         if self._debug >= 2:
-            lines = self._explain(q, request, backend)
+            lines = self._explain(tensors, request, backend)
         if self._debug >= 3:
-            lines += [f"{t.kind} as traced: {show(t.expr, capture_names(t))}" for t in (request.mask, request.score) if t is not None]
+            lines += [f"{t.kind} as traced: {show(t.expr, t.names())}" for t in (request.mask, request.score) if t is not None]
         if self._debug >= 4:
-            lines.append(f"kernel source: {forward.kernel_path(default_store(), request, q.dtype)}")
+            lines.append(f"kernel source: {forward.kernel_path(default_store(), request, tensors[0].dtype)}")
         return "\n".join(lines)
 
     def _choose(self, device: torch.device) -> tuple[str, str]:

@@ -9,13 +9,12 @@ import torch
 from ..analysis import Facts, Form, NotInterval
 from ..frontend import Traced
 from ..ir import show, simplify
-from ..runtime.checks import capture_names
 from ..runtime.tile_map import TileMap
 
 
 def explain_mask(traced: Traced, facts: Facts) -> list[str]:
     """The predicate, its two interval forms or the reasons there are none, and what was proved."""
-    names = capture_names(traced)
+    names = traced.names()
     lines = [f"mask {traced.name}{_origin(traced)}", f"  keep            {show(facts.predicate, names)}"]
     lines += _form("kept keys of row q_idx", facts.rows, traced)
     lines += _form("kept queries of column kv_idx", facts.columns, traced)
@@ -31,7 +30,7 @@ def explain_mask(traced: Traced, facts: Facts) -> list[str]:
 
 def explain_score(traced: Traced) -> list[str]:
     """The score as an expression, and its captures."""
-    names = capture_names(traced)
+    names = traced.names()
     return [f"score {traced.name}{_origin(traced)}", f"  score           {show(simplify(traced.expr), names)}", *_captures(traced)]
 
 
@@ -48,7 +47,7 @@ def explain_map(tile_map: TileMap) -> list[str]:
 
 def lint(traced: Traced, facts: Facts) -> list[str]:
     """Advice on what would make the mask cheaper."""
-    names = capture_names(traced)
+    names = traced.names()
     advice = []
     for i, (tensor, name) in enumerate(zip(traced.tensors, traced.tensor_names, strict=True)):
         if tensor.dtype == torch.int64 and tensor.dim():
@@ -65,7 +64,7 @@ def lint(traced: Traced, facts: Facts) -> list[str]:
 
 
 def _form(title: str, form: Form | NotInterval, traced: Traced) -> list[str]:
-    names = capture_names(traced)
+    names = traced.names()
     if isinstance(form, NotInterval):
         culprit = _named(form.culprit, names)
         return [f"  {title}: no interval form: {form.reason}" + (f" (`{culprit}`)" if culprit else "")]

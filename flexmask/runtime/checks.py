@@ -96,7 +96,7 @@ def _check_index(traced: Traced, node: Expr, axis: int, index: Expr, ranges: dic
     reach = index_range(index, ranges, traced.scalars)
     if reach is None or (reach.lo >= -size and reach.hi < size) or not reach.exact:
         return
-    names = capture_names(traced)
+    names = traced.names()
     found = f"index `{show(index, names)}` reaches from {reach.lo} to {reach.hi}"
     remedy = "Clamp the index (torch.clamp), or give the tensor one entry for each index."
     if index in (INDICES["b"], INDICES["h"]) and size == 1:
@@ -105,9 +105,3 @@ def _check_index(traced: Traced, node: Expr, axis: int, index: Expr, ranges: dic
         f"`{traced.tensor_names[node.value]}`, captured by `{traced.name}`, has {size} entries on axis {axis}, but {found}. {remedy}",
         traced.locate(node),
     )
-
-
-def capture_names(traced: Traced) -> dict[str, str]:
-    """t0, s0, ... by the user's names, for printing."""
-    tensors = {f"t{i}": name for i, name in enumerate(traced.tensor_names)}
-    return tensors | {f"s{i}": name for i, name in enumerate(traced.scalar_names)}

@@ -12,11 +12,11 @@ import torch
 from ..analysis import Facts, Form
 from ..frontend import Traced
 from ..ir import KV_LEN, TRUE, K, Q, const, show, simplify, uses, walk
-from ..lowering import CaptureSpec, KernelPlan, emit_function, emit_row_bounds, plan_forward
+from ..lowering import KernelPlan, emit_function, emit_row_bounds, plan_forward
 from ..templates.assemble import assemble
 from . import cpu, launch
-from .checks import Shapes, capture_names
-from .maps import Extent, find_map, interpreting
+from .checks import Shapes
+from .maps import Extent, capture_spec, find_map, interpreting
 from .store import Store, code_fingerprint
 from .tile_map import TileMap
 
@@ -142,7 +142,7 @@ def kernel_key(store: Store, request: Request, plan: KernelPlan) -> str:
     parts = [plan.to_json(), code_fingerprint()]
     for traced in (request.mask, request.score):
         if traced is not None:
-            parts += [store.key_of(traced), traced.name, str(capture_names(traced)), str(traced.locate(traced.expr))]
+            parts += [store.key_of(traced), traced.name, str(traced.names()), str(traced.locate(traced.expr))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -151,25 +151,21 @@ def write_kernel(store: Store, request: Request, plan: KernelPlan) -> str:
     header, mask, bounds, score = [], None, None, None
     if request.mask is not None:
         facts = store.facts(request.mask)[1]
-        header += _header(request.mask, show(facts.predicate, capture_names(request.mask)))
+        header += _header(request.mask, show(facts.predicate, request.mask.names()))
         if plan.evaluated:
-            mask = emit_function("mask_mod", facts.predicate, _spec(request.mask), "mask")
+            mask = emit_function("mask_mod", facts.predicate, capture_spec(request.mask), "mask")
         if isinstance(facts.rows, Form) and plan.pieces:
-            bounds = emit_row_bounds(facts.rows, _spec(request.mask))
+            bounds = emit_row_bounds(facts.rows, capture_spec(request.mask))
     if request.score is not None:
         expr = simplify(request.score.expr)
-        header += _header(request.score, show(expr, capture_names(request.score)))
-        score = emit_function("score_mod", expr, _spec(request.score), "score")
+        header += _header(request.score, show(expr, request.score.names()))
+        score = emit_function("score_mod", expr, capture_spec(request.score), "score")
     return assemble(plan, mask, score, header, bounds)
 
 
 def _header(traced: Traced, text: str) -> list[str]:
     at = traced.locate(traced.expr)
     return [f"{traced.kind} {traced.name}{f' @ {at}' if at else ''}", f"    {text}"]
-
-
-def _spec(traced: Traced) -> CaptureSpec:
-    return CaptureSpec.of(traced.tensors, traced.tensor_names, traced.scalars, traced.scalar_names)
 
 
 def _captures(traced: Traced | None) -> launch.Captures:
@@ -185,11 +181,12 @@ def kernel_path(store: Store, request: Request, dtype: torch.dtype) -> Path:
     return store.kernel_file(kernel_key(store, request, plan), lambda: write_kernel(store, request, plan))
 
 
-def describe(store: Store, request: Request, q: torch.Tensor, backend: str) -> tuple[TileMap | None, list[str]]:
+def describe(store: Store, request: Request, tensors: tuple[torch.Tensor, ...], backend: str) -> tuple[TileMap | None, list[str]]:
     """The map that a call would use, and the choices made, with reasons."""
     if backend == "cpu":
         return _cpu_map(store, request), ["kernel          torch matrix products over the kept tiles"]
-    plan = plan_kernel(store, request, q.dtype, arch_of(q.device), True)
+    q, k, v = tensors
+    plan = plan_kernel(store, request, q.dtype, arch_of(q.device), launch.fits_tma(q, k, v))
     facts = None if request.mask is None else store.facts(request.mask)[1]
     lines = [f"kernel          {plan}", f"partial tiles   {choose_tiles(facts)[3]}"]
     if request.mask is None or plan.map_form == "none":

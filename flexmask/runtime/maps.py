@@ -16,7 +16,7 @@ from ..ir import show
 from ..lowering import CaptureSpec, emit_function
 from ..templates.assemble import assemble_tiles
 from . import launch, tile_map
-from .checks import capture_names, check_captures
+from .checks import check_captures
 from .intervals import Intervals, ascending, solve
 from .store import Store
 from .tile_map import TileMap
@@ -100,12 +100,20 @@ def _build(store: Store, facts: Facts, traced: Traced, extent: Extent, block_q: 
 
 def _kernel_file(store: Store, facts: Facts, traced: Traced, block_q: int, block_kv: int) -> Path:
     """The file of the planning kernel, which decides by evaluation what box arithmetic leaves open."""
-    names = str(capture_names(traced))
+    names = str(traced.names())
     key = hashlib.sha256(f"tiles {block_q} {block_kv} {store.key_of(traced)} {traced.name} {names}".encode()).hexdigest()
-    spec = CaptureSpec.of(traced.tensors, traced.tensor_names, traced.scalars, traced.scalar_names)
-    header = [f"tiles of mask {traced.name}", f"    {show(facts.predicate, capture_names(traced))}"]
-    mask = emit_function("mask_mod", facts.predicate, spec, "mask")
-    return store.kernel_file(key, lambda: assemble_tiles(block_q, block_kv, mask, header))
+
+    def write() -> str:
+        header = [f"tiles of mask {traced.name}", f"    {show(facts.predicate, traced.names())}"]
+        mask = emit_function("mask_mod", facts.predicate, capture_spec(traced), "mask")
+        return assemble_tiles(block_q, block_kv, mask, header)
+
+    return store.kernel_file(key, write)
+
+
+def capture_spec(traced: Traced) -> CaptureSpec:
+    """What generated code needs to know of the captures."""
+    return CaptureSpec.of(traced.tensors, traced.tensor_names, traced.scalars, traced.scalar_names)
 
 
 def find_intervals(traced: Traced, form: Form | NotInterval, extent: Extent) -> Intervals:
