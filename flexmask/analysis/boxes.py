@@ -1,279 +1,361 @@
-"""The three-valued tile test: does a mask keep nothing, everything, or something unknown of a box of positions?
+"""The tile test as an expression: does a mask keep nothing, everything, or something unknown of a box of positions?
 
-The mask's expression is evaluated once on ranges instead of numbers, for all boxes together. EMPTY and FULL are proofs.
+The mask's predicate is turned into two predicates about a tile, `some` and `every`, which read the least and greatest values of a few
+*terms* in the tile's block row and block column. Both are proofs: what they cannot tell stays unknown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-import torch
+from ..ir import BOOL, FALSE, FLOAT, INT, TRUE, Expr, K, Q, const, load, make, show, simplify, substitute, walk
+from .box_floats import FLOAT_RULES, cast_float, compare_floats, from_integers, to_integers, widened
+from .box_spans import INTEGER_RULES, LIMIT, WILD, Span, Truth, absolute, choose, compare, conditions, point, provided, total
+from .box_terms import UNSTEADY, Terms, steady
+from .linear import ZERO, Linear, linear, order
+from .prove import negation
+from .ranges import index_range
 
-from ..ir import BOOL, FLOAT, INT, Expr, K, Q, walk
-from .linear import Linear, linear
-from .spans import (
-    ARITHMETIC,
-    CONNECTIVES,
-    MOST_TERMS,
-    PRECISION,
-    Span,
-    Truth,
-    anything,
-    as_span,
-    as_truth,
-    cast_float,
-    choose,
-    compare,
-    float_operation,
-    integers,
-    rounded,
-    times,
-    unbounded,
-)  # fmt: skip
-from .tables import reduced, span_of, whole
-
-EMPTY, FULL, UNKNOWN = 0, 2, 3
-# boxes evaluated at a time: bounds the memory of the ranges of one expression node to a few MB
-_CELLS = 1 << 18
-# of points these make points
-_POINT_OPS = ("const", "scalar", "add", "sub", "mul", "floordiv", "mod", "neg", "min", "max")
+_COMPARISONS = ("lt", "le", "eq", "ne")
+_INDICES = dict.fromkeys(("b", "h", "q_idx", "kv_idx", "q_len", "kv_len"), (0, 2**31 - 1))
+# a sum of more parts than this is not followed
+_MOST_PARTS = 31
+# beyond any value that is compared, or as far as a bound may be moved
+_FAR = 2**62
+_NEITHER, _BOTH = frozenset[Expr](), frozenset((Q, K))
 
 
 @dataclass(frozen=True)
-class Boxes:
-    """Boxes of positions: every batch entry and head, and every pair of a query range and a key range.
+class BoxTest:
+    """What a mask keeps of a tile, as plain expressions.
 
-    `q_lo`, `q_hi` int64 [nQ] and `kv_lo`, `kv_hi` int64 [nK], inclusive; `b` [B] and `h` [H] int64 points. `side_q` (`side_kv`)
-    is the most queries (keys) in a box; `q_len` and `kv_len` are the mask's lengths. All tensors on one device.
+    `some` is False only for tiles that keep nothing, `every` True only for tiles that keep all their places. Both are bool
+    expressions over b, h, q_len, kv_len, scalars and loads, in which q_idx is the number of the block row and kv_idx the number of the
+    block column. `rows` are terms over b, h, q_idx and the lengths, `columns` over kv_idx. Term number i of rows + columns has its
+    minimum over the valid places of each block in tensor number `tensors + 2 * i`, its maximum in the next one, both of shape
+    [B|1, H|1, blocks]: int64 (bools as 0 and 1), or float32 for float terms, where a block that holds a NaN has NaN in both.
     """
 
-    q_lo: torch.Tensor
-    q_hi: torch.Tensor
-    kv_lo: torch.Tensor
-    kv_hi: torch.Tensor
-    b: torch.Tensor
-    h: torch.Tensor
-    side_q: int
-    side_kv: int
-    q_len: int
-    kv_len: int
-
-    @staticmethod
-    def grid(
-        q_len: int, kv_len: int, block_q: int, block_kv: int, batch: int = 1, heads: int = 1, device: torch.device | str = "cpu"
-    ) -> Boxes:
-        """The tiles of a TileMap: ceil(q_len / block_q) by ceil(kv_len / block_kv) boxes, the last ones cut off at the lengths.
-
-        >>> Boxes.grid(5, 7, 2, 4).q_hi, Boxes.grid(5, 7, 2, 4).kv_hi
-        (tensor([1, 3, 4]), tensor([3, 6]))
-        """
-        q_lo, kv_lo = torch.arange(0, q_len, block_q, device=device), torch.arange(0, kv_len, block_kv, device=device)
-        return Boxes(
-            q_lo, (q_lo + block_q - 1).clamp(max=q_len - 1), kv_lo, (kv_lo + block_kv - 1).clamp(max=kv_len - 1),
-            torch.arange(batch, device=device), torch.arange(heads, device=device), block_q, block_kv, q_len, kv_len,
-        )  # fmt: skip
+    some: Expr
+    every: Expr
+    rows: tuple[Expr, ...]
+    columns: tuple[Expr, ...]
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return (len(self.b), len(self.h), len(self.q_lo), len(self.kv_lo))
+    def terms(self) -> tuple[Expr, ...]:
+        return self.rows + self.columns
+
+    def __str__(self) -> str:
+        rows, columns = (", ".join(map(show, terms)) or "-" for terms in (self.rows, self.columns))
+        return f"some: {show(self.some)}\nevery: {show(self.every)}\nrows: {rows}\ncolumns: {columns}"
 
 
-def classify(predicate: Expr, boxes: Boxes, tensors: Sequence[torch.Tensor] = (), scalars: Sequence[int | float] = ()) -> torch.Tensor:
-    """int8 [B|1, H|1, nQ, nK]: EMPTY (0) where the box keeps nothing, FULL (2) where it keeps all, UNKNOWN (3) where neither is proved.
+def box_test(predicate: Expr, tensors: int) -> BoxTest:
+    """The box test of a mask's simplified predicate that captures `tensors` tables.
 
-    B and H are 1 where the predicate does not depend on the batch entry or head. Every index into a table must be in range.
-    Works on the boxes' device, without waiting for it; memory besides the result does not grow with the number of boxes.
+    Exact for comparisons of sums whose parts depend on q_idx alone, on kv_idx alone, or on neither, whatever the parts compute; where
+    they are mixed (products, remainders, tables of pairs), by interval rules. Every index into a table must be in range.
 
     >>> from flexmask.ir import K, Q
-    >>> classify(K <= Q, Boxes.grid(6, 6, 2, 2))[0, 0].tolist()
-    [[3, 0, 0], [2, 3, 0], [2, 2, 3]]
+    >>> print(box_test(K <= Q, 0))
+    some: t2[0, 0, kv_idx] <= t1[0, 0, q_idx]
+    every: t3[0, 0, kv_idx] <= t0[0, 0, q_idx]
+    rows: q_idx
+    columns: kv_idx
     """
-    used = {node.value for node in walk(predicate) if node.op == "index"}
-    boxes = replace(boxes, b=boxes.b if "b" in used else boxes.b[:1], h=boxes.h if "h" in used else boxes.h[:1])
-    batch, heads, rows, columns = boxes.shape
-    if 0 in boxes.shape:
-        return torch.empty(boxes.shape, dtype=torch.int8, device=boxes.q_lo.device)
-    test = _Test(predicate, boxes, tensors, scalars)
-    states = torch.empty(boxes.shape, dtype=torch.int8, device=boxes.q_lo.device)
-    step = max(1, _CELLS // max(1, batch * heads * columns))
-    for first in range(0, rows, step):
-        states[:, :, first : first + step] = test.rows(first, min(first + step, rows))
-    return states
+    found = _Derivation(tensors, predicate)
+    truth = found.truth(predicate)
+    rows, columns, (some, every) = found.terms.numbered(simplify(truth.some), simplify(truth.every))
+    return BoxTest(some, every, rows, columns)
 
 
-class _Test:
-    """One predicate over one set of boxes. Reductions of tables are made once, ranges once for each group of rows."""
+class _Derivation:
+    """One predicate turned into a test. Truths, spans and axes of its parts are found once."""
 
-    def __init__(self, predicate: Expr, boxes: Boxes, tensors: Sequence[torch.Tensor], scalars: Sequence[int | float]):
-        self.predicate, self.boxes, self.tensors, self.scalars = predicate, boxes, tensors, scalars
-        self.device = boxes.q_lo.device
-        self._reductions: dict[Expr, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._values: dict[Expr, Span | Truth] = {}
-        self._first, self._stop = 0, 0
+    def __init__(self, tensors: int, predicate: Expr):
+        self.terms = Terms(tensors)
+        self._axes: dict[Expr, frozenset[Expr]] = {}
+        self._truths: dict[Expr, Truth] = {}
+        self._spans: dict[Expr, Span | None] = {}
+        self._nodes = frozenset(walk(predicate))
+        # numbers that no range can be told of
+        self._scalars = (math.nan,) * (1 + max((n.value for n in self._nodes if n.op == "scalar"), default=0))
 
-    def rows(self, first: int, stop: int) -> torch.Tensor:
-        """The states of the rows of boxes [first, stop)."""
-        self._first, self._stop, self._values = first, stop, {}
-        truth = as_truth(self.value(self.predicate))
-        return torch.where(truth.true, torch.where(truth.false, UNKNOWN, FULL), EMPTY).to(torch.int8)
-
-    def value(self, e: Expr) -> Span | Truth:
-        if e not in self._values:
-            self._values[e] = self._truth(e) if e.kind == BOOL else self._integer(linear(e)) if e.kind == INT else self._float(e)
-        return self._values[e]
-
-    def span(self, e: Expr) -> Span:
-        return as_span(self.value(e))
+    def axes(self, e: Expr) -> frozenset[Expr]:
+        """Which of q_idx and kv_idx `e` depends on."""
+        if e not in self._axes:
+            self._axes[e] = frozenset((e,)) if e in (Q, K) else _NEITHER.union(*map(self.axes, e.args))
+        return self._axes[e]
 
     def truth(self, e: Expr) -> Truth:
-        return as_truth(self.value(e))
+        if e not in self._truths:
+            self._truths[e] = self._truth(e)
+        return self._truths[e]
 
-    def _truth(self, e: Expr) -> Span | Truth:
-        if e.op == "const":
-            yes = torch.full((), e.value, device=self.device)
-            return Truth(yes, ~yes)
-        if e.op in CONNECTIVES:
-            return CONNECTIVES[e.op](*map(self.truth, e.args))
+    def span(self, e: Expr) -> Span | None:
+        """Where the values of a number or bool lie; None where nothing is known."""
+        if e not in self._spans:
+            self._spans[e] = self._float(e) if e.kind == FLOAT else self._sum(linear(e))
+        return self._spans[e]
+
+    # bools
+
+    def _truth(self, e: Expr) -> Truth:
+        axes = self.axes(e)
+        if not axes:
+            return Truth(e, e)
+        found = self._summarised(e) if len(axes) == 1 and not self._is_plain(e) else None
+        if found is not None:
+            return found
+        if e.op in ("and", "or"):
+            return self._joined(e)
+        if e.op == "not":
+            return self.truth(e.args[0]).negated()
         if e.op == "where":
-            return choose(self.truth(e.args[0]), self.truth(e.args[1]), self.truth(e.args[2]))
-        if e.op in ("lt", "le", "eq", "ne"):
-            return self._comparison(e)
-        if e.op == "cast":
-            return as_truth(self.value(e.args[0]))
-        if e.op == "load":
-            return as_truth(self._load(e))
-        doubtful = unbounded(self.span(e.args[0]))  # isnan, isinf
-        return Truth(doubtful, torch.ones_like(doubtful))
+            c, x, y = e.args
+            return self.truth((c & x) | (~c & y))
+        if e.op == "xor" or (e.op in ("eq", "ne") and e.args[0].kind == e.args[1].kind == BOOL):
+            p, r = map(self.truth, e.args)
+            differ = Truth((p.some & ~r.every) | (r.some & ~p.every), (p.every & ~r.some) | (r.every & ~p.some))
+            return differ.negated() if e.op == "eq" else differ
+        if e.op in _COMPARISONS:
+            return self._compare(e.op, *e.args)
+        return self._other_bool(e)
 
-    def _comparison(self, e: Expr) -> Truth:
-        x, y = e.args
+    def _summarised(self, e: Expr) -> Truth | None:
+        """A bool of one axis as one term."""
+        found = self._term(e)
+        return None if found is None else Truth(make("ne", (found.hi, ZERO)), make("ne", (found.lo, ZERO)))
+
+    def _is_plain(self, e: Expr) -> bool:
+        """Whether `e`, of one axis, is made of half-lines of its index: these share the summaries of the index itself."""
+        if e.op in ("and", "or", "not"):
+            return all(self._is_plain(a) for a in e.args)
+        if not self.axes(e):
+            return True
+        if e.op not in _COMPARISONS or FLOAT in (e.args[0].kind, e.args[1].kind):
+            return False
+        x = linear(e.args[0]) - linear(e.args[1])
+        varying = [(m, c) for m, c in x.terms.items() if self.axes(m)]
+        return len(varying) == 1 and varying[0][0] in (Q, K) and (abs(varying[0][1]) == 1 or e.op in ("lt", "le"))
+
+    def _joined(self, e: Expr) -> Truth:
+        """and, or: parts of one axis are joined before they are summarised, which is exact."""
+        groups: dict[frozenset[Expr], list[Expr]] = {}
+        for part in _flattened(e, e.op):
+            groups.setdefault(self.axes(part), []).append(part)
+        truths: list[Truth] = []
+        for axes, parts in groups.items():
+            alone = len(axes) != 1 or all(map(self._is_plain, parts))
+            whole = None if alone else self._summarised(_chain(e.op, parts))
+            truths += [whole] if whole is not None else map(self.truth, parts)
+        some, every = [t.some for t in truths], [t.every for t in truths]
+        if e.op == "and":
+            some += self._together(groups)
+        else:  # all is kept where nothing is of the negation
+            negated = {axes: list(map(negation, parts)) for axes, parts in groups.items()}
+            every += [make("not", (x,)) for x in self._together(negated)]
+        return Truth(_chain(e.op, some), _chain(e.op, every))
+
+    def _together(self, groups: Mapping[frozenset[Expr], list[Expr]]) -> list[Expr]:
+        """For conditions that must hold together, by axes: what those on both axes come to in the places that meet the others."""
+        met = (self._met(part, groups) for part in groups.get(_BOTH, ()))
+        return [x for x in met if x is not None]
+
+    def _met(self, e: Expr, groups: Mapping[frozenset[Expr], list[Expr]]) -> Expr | None:
+        """Whether two table values may compare as `e` says in places that meet the other conditions on each axis; None: no such."""
+        if e.op not in _COMPARISONS or not self._is_apart(*e.args) or FLOAT in (e.args[0].kind, e.args[1].kind):
+            return None
+        sides, limited = [], False
+        for x, y in (e.args, e.args[::-1]):
+            met = [p for p in groups.get(self.axes(x), ()) if not self._is_plain(p)]
+            if e.op == "eq":  # what is said of one side holds for the other
+                said = [substitute(p, {y: x}) for p in groups.get(self.axes(y), ())]
+                met += [p for p in said if self.axes(p) == self.axes(x) and self._is_defined(p) and not self._is_plain(p)]
+            limited = limited or bool(met)
+            sides.append(self._term_where(met, x))
+        return None if sides[0] is None or sides[1] is None or not limited else compare(e.op, *sides).some
+
+    def _is_defined(self, e: Expr) -> bool:
+        """Whether `e`, made of parts of the predicate, reads no table at another place than that does, and divides by nothing else."""
+        new = (n for n in walk(e) if n not in self._nodes)
+        return not any(n.op == "load" or (n.op in ("floordiv", "mod") and n.args[1].op != "const") for n in new)
+
+    def _other_bool(self, e: Expr) -> Truth:
+        if e.op == "cast":
+            x = e.args[0]
+            return self.truth(x) if x.kind == BOOL else self._compare("ne", x, const(0.0) if x.kind == FLOAT else ZERO)
+        found = self._corners(e) if e.op == "load" else None
+        return Truth(TRUE, FALSE) if found is None else provided(Truth(_chain("or", found[0]), _chain("and", found[0])), found[1])
+
+    def _compare(self, op: str, x: Expr, y: Expr) -> Truth:
         if FLOAT in (x.kind, y.kind):
-            spans = [self.span(a) if a.kind == FLOAT else rounded(self.span(a)) for a in e.args]
-            return compare(e.op, spans[0], spans[1], finite_only=True)
-        # as one sum, so that q_idx - kv_idx and what both sides share are not counted twice
-        difference = self._integer(linear(x) - linear(y))
-        zero = torch.zeros((), dtype=torch.float64, device=self.device)
-        return compare(e.op, difference, Span(zero, zero), finite_only=False)
+            return compare_floats(op, self._as_float(x), self._as_float(y))
+        if self._is_apart(x, y):
+            return compare(op, self._term(x), self._term(y))  # as it stands: there is no sum that could overflow
+        return compare(op, *self._sides(linear(x) - linear(y)))
 
-    def _integer(self, x: Linear) -> Span:
-        """The range of a sum whose monomials vary independently."""
-        if len(x.terms) > MOST_TERMS:
-            return anything(self.boxes.q_lo)
-        lo = hi = torch.full((), x.constant, dtype=torch.float64, device=self.device)
+    def _is_apart(self, x: Expr, y: Expr) -> bool:
+        """Whether each side depends on an axis of its own, and one of them reads a table along it."""
+        if len(self.axes(x)) != 1 or len(self.axes(y)) != 1 or self.axes(x) == self.axes(y):
+            return False
+        return any(node.op == "load" and self.axes(node) for side in (x, y) for node in walk(side))
+
+    # integers
+
+    def _sides(self, x: Linear) -> tuple[Span | None, Span | None]:
+        """Two spans whose difference is `x`. What depends on neither axis stands alone on one side, so that it may be huge."""
+        fixed, parts = self._split(x)
+        if not fixed:
+            left, right = ({p: abs(c) for p, c in parts.items() if (c > 0) == positive} for positive in (True, False))
+            return self._total(left, max(x.constant, 0)), self._total(right, max(-x.constant, 0))
+        alone = Linear(fixed, x.constant)
+        if _leading(fixed) < 0:
+            return self._total(parts, 0), self._fixed(alone.scaled(-1))
+        return self._fixed(alone), self._total({p: -c for p, c in parts.items()}, 0)
+
+    def _sum(self, x: Linear) -> Span | None:
+        """The span of a sum: what depends on one axis is one term, the rest varies independently."""
+        fixed, parts = self._split(x)
+        if not fixed:
+            return self._total(parts, x.constant)
+        found, alone = self._total(parts, 0), self._fixed(Linear(fixed, x.constant))
+        return None if found is None else total([(found, 1), (alone, 1)], 0) if parts else alone
+
+    def _split(self, x: Linear) -> tuple[dict[Expr, int], dict[Expr, int]]:
+        """The monomials that depend on neither axis, and the others as parts: one for each axis, and each that depends on both."""
+        groups: dict[object, dict[Expr, int]] = {}
         for m, c in x.terms.items():
-            if m not in self._values:
-                self._values[m] = self._monomial(m)
-            part = times(as_span(self._values[m]), c)
-            lo, hi = lo + part.lo, hi + part.hi
-        return integers(lo, hi)
+            axes = self.axes(m)
+            groups.setdefault(m if axes == _BOTH else axes, {})[m] = c
+        fixed = groups.pop(_NEITHER, {})
+        return fixed, dict(map(_part, groups.values()))
 
-    def _monomial(self, m: Expr) -> Span:
-        if m.op in ("index", "scalar"):
-            return self._leaf(m)
+    def _total(self, parts: Mapping[Expr, int], constant: int) -> Span | None:
+        if len(parts) > _MOST_PARTS:
+            return None
+        spans = [(self._term(p) if len(self.axes(p)) == 1 else self._monomial(p), c) for p, c in parts.items()]
+        known = [(span, c) for span, c in spans if span is not None]
+        if len(known) < len(spans):
+            return None
+        alone = not constant and list(parts.values()) == [1] and not linear(next(iter(parts))).terms.keys().isdisjoint(parts)
+        return known[0][0] if alone else total(known, constant)
+
+    def _fixed(self, x: Linear) -> Span:
+        """A sum that depends on neither axis. Only where it adds up tables may it overflow; scalars are not that large."""
+        e = x.expr()
+        known = index_range(e, _INDICES, self._scalars)
+        if known is not None:
+            return point(e, known.lo, known.hi)
+        if e in x.terms:
+            return point(e)
+        tables = [m for m in x.terms if any(n.op == "load" for n in walk(m))]
+        return Span(e, e, given=conditions(point(m).within(-LIMIT, LIMIT) for m in tables))
+
+    def _term(self, e: Expr) -> Span | None:
+        """An expression of one axis, summarised; None for what two computations may round apart."""
+        ends = self.terms.ends(e) if steady(e) else None
+        known = None if e.kind == FLOAT else index_range(e, _INDICES, self._scalars)
+        least, most = (-WILD, WILD) if known is None else (known.lo, known.hi)
+        return None if ends is None else Span(*ends, least, most)
+
+    def _term_where(self, met: list[Expr], e: Expr) -> Span | None:
+        """The span of a term over just the places that meet some conditions: nowhere, it begins after its end."""
+        if not met:
+            return self._term(e)
+        least, most = (self._term(make("where", (_chain("and", met), e, const(end)))) for end in (_FAR, -_FAR))
+        return None if least is None or most is None else Span(least.lo, most.hi)
+
+    def _monomial(self, m: Expr) -> Span | None:
+        """An integer operation on both axes."""
         if m.op == "load":
-            return as_span(self._load(m))
+            return self._table(m)
         if m.op == "where":
-            return as_span(choose(self.truth(m.args[0]), self.span(m.args[1]), self.span(m.args[2])))
-        if m.op == "cast" or m.op in ("floor", "ceil", "trunc", "round"):
-            x = self.span(m.args[0])
-            return integers(x.lo.trunc(), x.hi.trunc())
-        if m.op in ARITHMETIC:
-            return integers(*ARITHMETIC[m.op](*map(self.span, m.args)))
-        return anything(self.boxes.q_lo)
+            return self._choice(m, self.span)
+        if m.op == "cast":
+            inner = self.span(m.args[0])
+            return None if inner is None else to_integers(inner, m.value)
+        if m.op == "max" and linear(m.args[0]) == linear(m.args[1]).scaled(-1):  # how abs is written
+            inner = self.span(m.args[0])
+            return None if inner is None else absolute(inner)
+        return _ruled(m, INTEGER_RULES, self.span)
 
-    def _leaf(self, m: Expr) -> Span:
-        boxes = self.boxes
-        if m.op == "scalar":
-            return self._number(self.scalars[m.value])
-        if m.value in ("q_len", "kv_len"):
-            return self._number(boxes.q_len if m.value == "q_len" else boxes.kv_len)
-        if m.value == "score":
-            return anything(boxes.q_lo)
-        lo, hi = {
-            "q_idx": (boxes.q_lo[self._first : self._stop, None], boxes.q_hi[self._first : self._stop, None]),
-            "kv_idx": (boxes.kv_lo, boxes.kv_hi),
-            "b": (boxes.b[:, None, None, None],) * 2,
-            "h": (boxes.h[None, :, None, None],) * 2,
-        }[m.value]
-        return Span(lo.double(), hi.double())
+    def _choice(self, e: Expr, of: Callable[[Expr], Span | None]) -> Span | None:
+        x, y = of(e.args[1]), of(e.args[2])
+        return None if x is None or y is None else choose(self.truth(e.args[0]), x, y)
 
-    def _number(self, x: int | float) -> Span:
-        """A number as itself and as float32 rounds it, which is what mods compute with."""
-        value = torch.full((), x, dtype=torch.float64, device=self.device)
-        if isinstance(x, int):
-            return integers(value, value)
-        single = value.float().double()
-        relative, largest, _ = PRECISION["float32"]
-        found = Span(torch.minimum(value, single), torch.maximum(value, single))
-        return cast_float(found, "float64") if abs(x) <= largest * (1 - relative) else anything(value)
+    # floats
 
-    def _float(self, e: Expr) -> Span | Truth:
-        if e.op == "const":
-            return self._number(e.value)
-        if e.op in ("index", "scalar"):
-            return self._leaf(e)
+    def _as_float(self, e: Expr) -> Span | None:
+        found = self.span(e)
+        return found if e.kind == FLOAT or found is None else from_integers(found)
+
+    def _float(self, e: Expr) -> Span | None:
+        if not self.axes(e):
+            return point(e)
+        if len(self.axes(e)) == 1 and all(map(steady, e.args)) and (steady(e) or e.op in UNSTEADY):
+            ends = self.terms.ends(e)
+            return None if ends is None else Span(*ends) if steady(e) else widened(Span(*ends))
         if e.op == "load":
-            return self._load(e)
-        if e.op == "cast":
-            return cast_float(self.span(e.args[0]), e.value)
+            return self._table(e)
         if e.op == "where":
-            spans = [self.span(a) if a.kind == FLOAT else rounded(self.span(a)) for a in e.args[1:]]
-            return choose(self.truth(e.args[0]), spans[0], spans[1])
-        return float_operation(e.op, [self.span(a) if a.kind == FLOAT else rounded(self.span(a)) for a in e.args])
+            return self._choice(e, self._as_float)
+        if e.op == "cast":
+            inner = self.span(e.args[0])
+            return None if inner is None else (cast_float if e.args[0].kind == FLOAT else from_integers)(inner, e.value)
+        return _ruled(e, FLOAT_RULES, self._as_float)
 
-    def _load(self, e: Expr) -> Span | Truth:
-        """The range of the entries a box may read: exact where each index is q_idx, kv_idx or a point, else over whole axes."""
-        if e not in self._reductions:
-            self._reductions[e] = self._reduce(e)
-        lo, hi = self._reductions[e]
-        where = tuple(self._position(i) for i in e.args)
-        found = span_of(lo[where], hi[where])
-        return Truth(found.hi > 0, found.lo <= 0) if e.kind == BOOL else found
+    # tables indexed by both axes
 
-    def _reduce(self, e: Expr) -> tuple[torch.Tensor, torch.Tensor]:
-        """Minimum and maximum of the table: per box along axes indexed by q_idx or kv_idx, over the axis where the index may vary."""
-        table = self.tensors[e.value]
-        if not e.args:
-            return whole(table, ())
-        along = [_along(i) for i in e.args]
-        varying = tuple(axis for axis, i in enumerate(e.args) if along[axis] is None and not self._is_point(i))
-        lo, hi = whole(table, varying) if varying else (table, table)
-        for axis, place in enumerate(along):
-            if place is not None:
-                first, last, side = self._windows(*place)
-                lo, hi = reduced(lo, axis, first, last, side)[0], reduced(hi, axis, first, last, side)[1]
-        return lo, hi
+    def _table(self, e: Expr) -> Span | None:
+        found = self._corners(e)
+        return None if found is None else Span(_chain("min", found[0]), _chain("max", found[0]), given=found[1])
 
-    def _windows(self, index: Expr, d: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """The values of `index // d` in each box: the first, the last, and at most how many."""
-        boxes = self.boxes
-        lo, hi, side = (boxes.q_lo, boxes.q_hi, boxes.side_q) if index is Q else (boxes.kv_lo, boxes.kv_hi, boxes.side_kv)
-        return lo // d, hi // d, side if d == 1 else (side - 1) // d + 2
+    def _corners(self, e: Expr) -> tuple[list[Expr], tuple[Expr, ...]] | None:
+        """Given that each index takes at most two values in the tile, the entries at all their combinations."""
+        places: list[tuple[Expr, ...]] = [()]
+        given: list[Expr] = []
+        for i in e.args:
+            found = self._slow(i) if self.axes(i) else point(i)
+            if found is None:
+                return None
+            ends = dict.fromkeys((found.lo, found.hi))
+            places = [(*place, end) for place in places for end in ends]
+            given += [found.hi - found.lo <= 1] if len(ends) == 2 else []
+        return [load(e.value, e.kind, *place) for place in places], tuple(given)
 
-    def _is_point(self, i: Expr) -> bool:
-        """Whether the index has one known value in each box."""
-        return i.kind == INT and all(n.op in _POINT_OPS or (n.op == "index" and n not in (Q, K)) for n in walk(i))
-
-    def _position(self, i: Expr) -> torch.Tensor:
-        """Where along a reduced axis each box finds its range."""
-        place = _along(i)
-        if place is not None:
-            rows = torch.arange(self._first, self._stop, device=self.device)[:, None]
-            return rows if place[0] is Q else torch.arange(len(self.boxes.kv_lo), device=self.device)
-        if self._is_point(i):
-            return self.span(i).lo.long()
-        return torch.zeros((), dtype=torch.int64, device=self.device)
+    def _slow(self, i: Expr) -> Span | None:
+        """An index that moves along one axis, but not in step with it."""
+        if i.kind != INT or len(self.axes(i)) > 1 or any(m in (Q, K) for m in linear(i).terms):
+            return None
+        return self._term(i)
 
 
-def _along(i: Expr) -> tuple[Expr, int] | None:
-    """(q_idx or kv_idx, d) where the index is q_idx // d or kv_idx // d, d = 1 included."""
-    x = linear(i)
-    if len(x.terms) != 1 or x.constant:
-        return None
-    ((m, c),) = x.terms.items()
-    if c == 1 and m in (Q, K):
-        return m, 1
-    if c == 1 and m.op == "floordiv" and m.args[0] in (Q, K) and m.args[1].op == "const":
-        return m.args[0], m.args[1].value
-    return None
+def _flattened(e: Expr, op: str) -> list[Expr]:
+    return [part for a in e.args for part in _flattened(a, op)] if e.op == op else [e]
+
+
+def _chain(op: str, parts: list[Expr]) -> Expr:
+    result = parts[0]
+    for part in parts[1:]:
+        result = make(op, (result, part))
+    return result
+
+
+def _leading(terms: Mapping[Expr, int]) -> int:
+    return min(terms.items(), key=lambda t: order(t[0]))[1]
+
+
+def _part(terms: dict[Expr, int]) -> tuple[Expr, int]:
+    """A sum as an expression and a coefficient, so that sums that are multiples of each other share the expression."""
+    factor = math.gcd(*terms.values()) * (1 if _leading(terms) > 0 else -1)
+    return Linear({m: c // factor for m, c in terms.items()}).expr(), factor
+
+
+def _ruled(e: Expr, rules: Mapping[str, Callable[..., Span]], of: Callable[[Expr], Span | None]) -> Span | None:
+    """By the operation's rule, if it has one and the arguments have spans."""
+    rule = rules.get(e.op)
+    spans = [of(a) for a in e.args] if rule else [None]
+    return None if rule is None or None in spans else rule(*spans)

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import NotInterval
-from ..ir import Expr, parse, show
+from ..ir import KV_LEN, Q_LEN, Expr, const, parse, show
 
+# a form has at most so many symbolic pieces; of the disjoint ones that a row really keeps at most so many are kept at run time
+MOST_RUNS = 8
 MOST_PIECES = 3
+# what may be known of empty rows
+ALWAYS, ROWS_FIT, COLUMNS_FIT, NOT_PROVED = "always", "if q_len <= kv_len", "if kv_len <= q_len", "not proved"
+_ZERO = const(0)
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,9 @@ class Form:
     """keep == (index in the union of `pieces`) & residue, along one axis.
 
     `axis` is "row" (the index is kv_idx and the bounds are free of it) or "column" (the index is q_idx). Bounds are expressions
-    over b, h, the other index, q_len, kv_len, scalars, loads and `search`; there are 1 to 3 pieces, which may overlap or be empty.
+    over b, h, the other index, q_len, kv_len, scalars, loads and `search`. There are 1 to MOST_RUNS pieces, which may overlap, touch
+    or be empty; *settled* (sorted and merged) a row keeps few disjoint ones. A form that is not `certain` holds for the rows that
+    settle to at most MOST_PIECES, and every other row settles to more than that, so that it can be told.
     The form holds where each table in `sorted_tables` ascends along its last axis; otherwise nothing may be concluded from it.
     """
 
@@ -36,6 +43,33 @@ class Form:
     pieces: tuple[Piece, ...]
     residue: Expr | None = None
     sorted_tables: tuple[int, ...] = ()
+
+    @property
+    def certain(self) -> bool:
+        """Whether each row is known to keep at most MOST_PIECES disjoint pieces; else that is found at run time.
+
+        >>> from flexmask.analysis import derive
+        >>> from flexmask.ir import K, Q
+        >>> derive(K <= Q).rows.certain
+        True
+        """
+        return len(self.pieces) <= MOST_PIECES
+
+    @property
+    def sides(self) -> str:
+        """Which bounds can cut anything off: "both", "start", "stop" or "none"; always "both" for several pieces.
+
+        >>> from flexmask.analysis import derive
+        >>> from flexmask.ir import K, Q
+        >>> derive(K <= Q).rows.sides
+        'stop'
+        """
+        first = self.pieces[0]
+        starts = first.start is not _ZERO
+        stops = first.stop is not (KV_LEN if self.axis == "row" else Q_LEN)
+        if len(self.pieces) > 1 or (starts and stops):
+            return "both"
+        return "start" if starts else "stop" if stops else "none"
 
     def __str__(self) -> str:
         subject = "kept keys of row q_idx" if self.axis == "row" else "kept queries of column kv_idx"
@@ -73,6 +107,11 @@ class Facts:
 
     `rows_contiguous` (`columns_contiguous`) is a proof that for every run of consecutive rows (columns) the union of what they keep
     is one interval, given the form's sorted tables; False means "not proved".
+    `row_bounds` (`column_bounds`) are necessary conditions, also of masks that have no form: what is kept lies in the union of each
+    one's pieces where its own `sorted_tables` ascend. Those without tables always hold.
+    `rows_nonempty` (`columns_nonempty`): whether every query row below q_len keeps a key (every key column below kv_len a query):
+    ALWAYS, ROWS_FIT ("if q_len <= kv_len"), COLUMNS_FIT ("if kv_len <= q_len") or NOT_PROVED.
+    `uses_lengths`: the predicate reads q_len or kv_len.
     """
 
     predicate: Expr
@@ -83,6 +122,11 @@ class Facts:
     rows_contiguous: bool
     columns_contiguous: bool
     atoms: tuple[AtomFact, ...]
+    row_bounds: tuple[Form, ...] = ()
+    column_bounds: tuple[Form, ...] = ()
+    rows_nonempty: str = NOT_PROVED
+    columns_nonempty: str = NOT_PROVED
+    uses_lengths: bool = False
 
     def __str__(self) -> str:
         lines = [f"keep {show(self.predicate)}"]
@@ -103,6 +147,11 @@ class Facts:
             "rows_contiguous": self.rows_contiguous,
             "columns_contiguous": self.columns_contiguous,
             "atoms": [[show(a.expr), a.rows, a.columns] for a in self.atoms],
+            "row_bounds": [form.to_json() for form in self.row_bounds],
+            "column_bounds": [form.to_json() for form in self.column_bounds],
+            "rows_nonempty": self.rows_nonempty,
+            "columns_nonempty": self.columns_nonempty,
+            "uses_lengths": self.uses_lengths,
         }
 
     @staticmethod
@@ -126,6 +175,11 @@ class Facts:
             rows_contiguous=bool(data["rows_contiguous"]),
             columns_contiguous=bool(data["columns_contiguous"]),
             atoms=tuple(AtomFact(parse(text, tensors, scalars), rows, columns) for text, rows, columns in data["atoms"]),
+            row_bounds=tuple(_form_of(form, tensors, scalars) for form in data["row_bounds"]),
+            column_bounds=tuple(_form_of(form, tensors, scalars) for form in data["column_bounds"]),
+            rows_nonempty=str(data["rows_nonempty"]),
+            columns_nonempty=str(data["columns_nonempty"]),
+            uses_lengths=bool(data["uses_lengths"]),
         )
 
 
@@ -134,8 +188,10 @@ def _form_to_json(form: Form | NotInterval) -> dict[str, Any]:
 
 
 def _form_from_json(data: dict[str, Any], tensors: Sequence[str], scalars: Sequence[str]) -> Form | NotInterval:
-    if "reason" in data:
-        return NotInterval(data["reason"], data["culprit"])
+    return NotInterval(data["reason"], data["culprit"]) if "reason" in data else _form_of(data, tensors, scalars)
+
+
+def _form_of(data: dict[str, Any], tensors: Sequence[str], scalars: Sequence[str]) -> Form:
     return Form(
         axis=data["axis"],
         pieces=tuple(Piece(parse(start, tensors, scalars), parse(stop, tensors, scalars)) for start, stop in data["pieces"]),

@@ -5,15 +5,18 @@ A monomial is any integer expression that is not itself a sum: an index, a scala
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ..ir import BOOL, INT, Expr, const, make, show
+from ..ir import BOOL, INT, Expr, const, make
 
 ZERO = const(0)
 ONE = const(1)
 # products of two sums are multiplied out up to this many terms
 _MOST_TERMS = 16
+# sorting keys longer than this are replaced by a digest
+_LONGEST_KEY = 200
 _RANK = {"q_idx": 0, "kv_idx": 1, "b": 2, "h": 3, "q_len": 4, "kv_len": 5}
 
 
@@ -73,10 +76,18 @@ def _times(monomial: Expr, coefficient: int) -> Expr:
     return monomial if coefficient == 1 else const(coefficient) * monomial
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=16384)
+def leaves(e: Expr) -> frozenset[Expr]:
+    """The indices and lengths that occur in `e`."""
+    return frozenset((e,)) if e.op == "index" else frozenset().union(*map(leaves, e.args))
+
+
+@lru_cache(maxsize=16384)
 def order(e: Expr) -> tuple[int, str]:
     """A sorting key that does not depend on where objects lie in memory."""
-    return (_RANK.get(e.value, 9) if e.op == "index" else 6 if e.op == "scalar" else 10, show(e))
+    rank = _RANK.get(e.value, 9) if e.op == "index" else 6 if e.op == "scalar" else 10
+    text = f"{e.op}{'' if e.value is None else e.value}({','.join(order(a)[1] for a in e.args)})"
+    return rank, text if len(text) <= _LONGEST_KEY else hashlib.sha1(text.encode()).hexdigest()
 
 
 def single(monomial: Expr, coefficient: int = 1) -> Linear:
@@ -143,10 +154,17 @@ def _positive_constant(e: Expr) -> bool:
 
 def _remainder(e: Expr) -> Linear:
     x, d = linear(e.args[0]), linear(e.args[1])
-    if d.terms or d.constant <= 0:
+    if d.terms or d.constant == 0:
         return single(make("mod", (x.expr(), d.expr())))
-    rest = Linear({m: c for m, c in x.terms.items() if c % d.constant}, x.constant % d.constant)
-    return single(make("mod", (rest.expr(), const(d.constant)))) if rest.terms else Linear({}, rest.constant)
+    if d.constant < 0:  # x % -d == -(-x % d)
+        return _rest(x.scaled(-1), -d.constant).scaled(-1)
+    return _rest(x, d.constant)
+
+
+def _rest(x: Linear, d: int) -> Linear:
+    """x % d for d > 0."""
+    rest = Linear({m: c for m, c in x.terms.items() if c % d}, x.constant % d)
+    return single(make("mod", (rest.expr(), const(d)))) if rest.terms else Linear({}, rest.constant)
 
 
 def _shifted(e: Expr) -> Linear:

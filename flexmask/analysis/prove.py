@@ -1,7 +1,7 @@
 """A small prover for integer inequalities: `True` is a proof, `False` is "not proved".
 
-It knows the ranges of indices, lengths and signed scalars, floor division, remainders, min, max, where and `search`, and it
-may be told facts. It looks a fixed number of steps deep, so that it always answers in well under a millisecond.
+It knows the ranges of indices, lengths and signed scalars, floor division, remainders, min, max, where and `search` (of tables that
+ascend), and it may be told facts. It looks a fixed number of steps deep, so that it always answers in well under a millisecond.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from ..ir import BOOL, FALSE, INT, KV_LEN, Q_LEN, TRUE, Expr, K, Q, make, simpli
 from .linear import Linear, linear
 
 # steps of one proof: how deep, how many; and of all proofs about one mask together
-_DEPTH = 4
-_STEPS = 200
-_BUDGET = 4000
+_DEPTH = 3
+_STEPS = 100
+_BUDGET = 400
 # monomials that are bounded by their range or by nothing
 _OPAQUE = ("index", "scalar", "load", "mul", "cast", "pow")
 _LAST = {Q: Q_LEN, K: KV_LEN}
@@ -73,11 +73,13 @@ class Prover:
     (True, False, True)
     """
 
-    def __init__(self, signs: tuple[int, ...] = ()):
+    def __init__(self, signs: tuple[int, ...] = (), budget: int = _BUDGET):
         self.signs = signs
         self._proved: dict[tuple[Expr, Expr, tuple[Expr, ...]], bool] = {}
+        self._ranges: dict[Expr, Range] = {}
+        self._found: dict[tuple[frozenset[tuple[Expr, int]], int, tuple[Expr, ...], int], bool] = {}
         self._steps = 0
-        self._budget = _BUDGET
+        self._budget = budget
 
     def le(self, x: Expr, y: Expr, facts: tuple[Expr, ...] = ()) -> bool:
         """Whether x <= y is proved where all `facts` hold."""
@@ -91,7 +93,7 @@ class Prover:
 
     def nonnegative(self, x: Linear, facts: Sequence[Expr] = ()) -> bool:
         self._steps = _STEPS
-        return self._search(x, tuple(f for fact in facts for f in inequalities(fact)), _DEPTH)
+        return self._search(x, tuple(facts), _DEPTH)
 
     def holds(self, p: Expr, facts: tuple[Expr, ...] = ()) -> bool:
         """Whether the bool expression `p` is proved where all `facts` hold."""
@@ -113,24 +115,34 @@ class Prover:
             return True
         return self.holds(negation(r), (p,)) or self.holds(negation(p), (r,))
 
-    def _search(self, x: Linear, facts: tuple[Linear, ...], depth: int) -> bool:
-        lowest = self._lowest(x)
-        if lowest is not None and lowest >= 0:
+    def _search(self, x: Linear, facts: tuple[Expr, ...], depth: int) -> bool:
+        if self.never_negative(x):
             return True
-        self._steps -= 1
-        self._budget -= 1
-        if depth == 0 or self._steps < 0 or self._budget < 0 or self._hopeless(x, facts):
+        if depth == 0:
             return False
-        if any(all(self._search(y, facts, depth - 1) for y in goals) for goals in self._weaker(x, facts)):
+        key = (frozenset(x.terms.items()), x.constant, facts, depth)
+        if key not in self._found:
+            self._steps -= 1
+            self._budget -= 1
+            if self._steps < 0 or self._budget < 0:
+                return False
+            self._found[key] = self._searched(x, facts, depth)
+        return self._found[key]
+
+    def _searched(self, x: Linear, facts: tuple[Expr, ...], depth: int) -> bool:
+        forms = tuple(f for fact in facts for f in inequalities(fact))
+        if self._hopeless(x, forms):
+            return False
+        if any(all(self._search(y, facts, depth - 1) for y in goals) for goals in self._weaker(x, forms)):
             return True
         return any(self._by_cases(x, m, facts, depth) for m in x.terms if m.op == "where")
 
-    def _by_cases(self, x: Linear, m: Expr, facts: tuple[Linear, ...], depth: int) -> bool:
+    def _by_cases(self, x: Linear, m: Expr, facts: tuple[Expr, ...], depth: int) -> bool:
         """x >= 0 proved for either outcome of the choice `m`."""
         condition, yes, no = m.args
         cases = ((yes, condition), (no, negation(condition)))
         rest, c = x.without(m), x.terms[m]
-        return all(self._search(rest.plus(linear(value), c), facts + inequalities(given), depth - 1) for value, given in cases)
+        return all(self._search(rest.plus(linear(value), c), (*facts, given), depth - 1) for value, given in cases)
 
     def _hopeless(self, x: Linear, facts: tuple[Linear, ...]) -> bool:
         """Whether some monomial is unbounded on the side that matters and nothing else in sight could make up for it."""
@@ -153,8 +165,18 @@ class Prover:
             total += c * bound
         return total
 
+    def never_negative(self, x: Linear) -> bool:
+        """Whether x >= 0 follows from the ranges of its monomials alone."""
+        lowest = self._lowest(x)
+        return lowest is not None and lowest >= 0
+
     def range_of(self, m: Expr) -> Range:
         """Bounds (lowest, highest) of a monomial that hold whatever the lengths and captures are."""
+        if m not in self._ranges:
+            self._ranges[m] = self._range(m)
+        return self._ranges[m]
+
+    def _range(self, m: Expr) -> Range:
         if m.op == "const":
             return m.value, m.value
         if m.op == "index":
@@ -168,10 +190,28 @@ class Prover:
             return -1, 1
         if m.op == "mod" and self.positive(m.args[1]):
             return 0, m.args[1].value - 1 if m.args[1].op == "const" else None
+        if m.op in ("min", "max", "where"):
+            return self._chosen_range(m)
+        if m.op == "floordiv" and m.args[1].op == "const" and m.args[1].value > 0:
+            low, high = self._range_of_sum(m.args[0])
+            return (None if low is None else low // m.args[1].value, None if high is None else high // m.args[1].value)
         if m.op == "mul":
             lows = [self._lowest(linear(a)) for a in m.args]
             return (lows[0] * lows[1] if all(low is not None and low >= 0 for low in lows) else None), None  # type: ignore[operator]
         return None, None
+
+    def _range_of_sum(self, e: Expr) -> Range:
+        x = linear(e)
+        low, high = self._lowest(x), self._lowest(x.scaled(-1))
+        return low, None if high is None else -high
+
+    def _chosen_range(self, m: Expr) -> Range:
+        """Of min, max and where: a bound of either argument may do, or takes both."""
+        lows, highs = zip(*map(self._range_of_sum, m.args[-2:]), strict=True)
+        known_lows, known_highs = [x for x in lows if x is not None], [x for x in highs if x is not None]
+        low = max(known_lows, default=None) if m.op == "max" else None if None in lows else min(known_lows)
+        high = min(known_highs, default=None) if m.op == "min" else None if None in highs else max(known_highs)
+        return low, high
 
     def positive(self, x: Expr) -> bool:
         lowest = self._lowest(linear(x))
@@ -203,6 +243,8 @@ class Prover:
         elif m.op == "abs":
             parts = [rest.plus(linear(m.args[0]), c), rest.plus(linear(m.args[0]), -c)]
             yield from [parts] if c < 0 else [[parts[0]], [parts[1]]]
+        elif m.op == "search":
+            yield from ([rest.plus(bound, c)] for bound in _own_place(m, above=c < 0))
 
     def _pairs(self, x: Linear) -> Iterator[list[Linear]]:
         """`x // d - y // d` and differences of table look-ups: monotone, so x >= y is enough."""
@@ -223,6 +265,19 @@ class Prover:
         if m.value[0] != n.value[0] or m.args[:-1] != n.args[:-1]:
             return None
         return gap.shifted(-1) if (m.value[1], n.value[1]) == ("left", "right") else gap
+
+
+def _own_place(m: Expr, above: bool) -> list[Linear]:
+    """A bound from above (below) of a search for a table's own entry at x: ascending, it has x entries before that one at most."""
+    target = linear(m.args[-1])
+    for load in target.terms:
+        if load.op == "load" and load.value == m.value[0] and load.args[:-1] == m.args[:-1] and load.args[-1] in (Q, K):
+            if target.terms != {load: 1}:
+                return []
+            counts_it = target.constant >= (0 if m.value[1] == "right" else 1)
+            place = linear(load.args[-1])
+            return [place] if above and not counts_it else [place.shifted(1)] if counts_it and not above else []
+    return []
 
 
 def where(condition: Expr, x: Expr, y: Expr) -> Expr:

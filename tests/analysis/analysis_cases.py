@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from hypothesis import strategies as st
 
-from flexmask.analysis import UNKNOWN, Boxes, Facts, Form, NotInterval, classify
+from flexmask.analysis import MOST_PIECES, MOST_RUNS, Facts, Form, NotInterval
 from flexmask.ir import Env, Expr, evaluate, parse
 
 TENSORS = ("int", "int", "int", "bool", "int", "bool", "int", "float", "int")
@@ -108,19 +108,37 @@ class Instance:
 
 
 def check_forms(facts: Facts, instance: Instance) -> None:
-    """Both forms keep what the predicate keeps, where their tables ascend; contiguity proofs are true."""
+    """Forms keep what the predicate keeps and bounds at least that, where their tables ascend; proofs are true."""
     keep = instance.keep(facts.predicate)
-    for form, proved, seen in (
-        (facts.rows, facts.rows_contiguous, keep),
-        (facts.columns, facts.columns_contiguous, keep.transpose(2, 3)),
+    for form, bounds, contiguous, seen in (
+        (facts.rows, facts.row_bounds, facts.rows_contiguous, keep),
+        (facts.columns, facts.column_bounds, facts.columns_contiguous, keep.transpose(2, 3)),
     ):
-        if isinstance(form, NotInterval):
-            assert form.reason and not proved
-            continue
-        assert 1 <= len(form.pieces) <= 3
-        if all(map(instance.ascends, form.sorted_tables)):
-            assert torch.equal(instance.kept_by(form), keep), f"{form}\n{instance}"
-            assert not proved or touching(seen), f"not contiguous: {form}\n{instance}"
+        _check_form(form, contiguous, seen, instance)
+        for bound in bounds:
+            assert bound.residue is None and 1 <= len(bound.pieces) <= MOST_RUNS
+            if all(map(instance.ascends, bound.sorted_tables)):
+                assert not (keep & ~instance.kept_by(bound)).any(), f"cuts too much: {bound}\n{instance}"
+    for said, condition, seen in (
+        (facts.rows_nonempty, "if q_len <= kv_len", keep),
+        (facts.columns_nonempty, "if kv_len <= q_len", keep.transpose(2, 3)),
+    ):
+        assert said in ("always", "not proved", condition)
+        if said == "always" or (said == condition and seen.shape[2] <= seen.shape[3]):
+            assert seen.any(-1).all(), f"empty: {said}\n{instance}"
+
+
+def _check_form(form: Form | NotInterval, contiguous: bool, seen: torch.Tensor, instance: Instance) -> None:
+    if isinstance(form, NotInterval):
+        assert form.reason and not contiguous
+        return
+    assert 1 <= len(form.pieces) <= MOST_RUNS
+    if not all(map(instance.ascends, form.sorted_tables)):
+        return
+    kept = instance.kept_by(form) if form.axis == "row" else instance.kept_by(form).transpose(2, 3)
+    told = torch.zeros_like(seen[..., 0]) if form.certain else (runs(seen) > MOST_PIECES) & (runs(kept) > MOST_PIECES)
+    assert torch.equal(kept | told[..., None], seen | told[..., None]), f"{form}\n{instance}"
+    assert not contiguous or touching(seen), f"not contiguous: {form}\n{instance}"
 
 
 def true_states(keep: torch.Tensor, block_q: int, block_kv: int) -> torch.Tensor:
@@ -133,16 +151,6 @@ def true_states(keep: torch.Tensor, block_q: int, block_kv: int) -> torch.Tensor
     some = tiles(torch.nn.functional.pad(keep, pad, value=False)).any(-1)
     every = tiles(torch.nn.functional.pad(keep, pad, value=True)).all(-1)
     return torch.where(every, 2, torch.where(some, 1, 0)).to(torch.int8)
-
-
-def check_boxes(predicate: Expr, instance: Instance, block_q: int, block_kv: int) -> torch.Tensor:
-    """EMPTY and FULL are true of every tile; returns which tiles are UNKNOWN though not PARTIAL."""
-    boxes = Boxes.grid(instance.q_len, instance.kv_len, block_q, block_kv, BATCH, HEADS)
-    found = classify(predicate, boxes, instance.tensors, instance.scalars)
-    truth = true_states(instance.keep(predicate), block_q, block_kv)
-    found = found.expand_as(truth)
-    assert torch.equal(torch.where(found == UNKNOWN, truth, found), truth), f"{instance}\nfound {found}\ntruth {truth}"
-    return (found == UNKNOWN) & (truth != 1)
 
 
 def touching(keep: torch.Tensor) -> bool:
@@ -160,10 +168,14 @@ def touching(keep: torch.Tensor) -> bool:
     return True
 
 
-def most_runs(keep: torch.Tensor) -> int:
-    """The most runs of kept columns that any row of bool [.., rows, columns] has."""
+def runs(keep: torch.Tensor) -> torch.Tensor:
+    """How many runs of kept columns each row of bool [.., rows, columns] has."""
     before = torch.cat([torch.zeros_like(keep[..., :1]), keep[..., :-1]], -1)
-    return int((keep & ~before).sum(-1).max())
+    return (keep & ~before).sum(-1)
+
+
+def most_runs(keep: torch.Tensor) -> int:
+    return int(runs(keep).max())
 
 
 _RELATIONS = ["<", "<=", ">", ">=", "<", "<=", ">", ">=", "==", "!="]
