@@ -5,13 +5,14 @@ See README.md for a first run and docs/tour.md for one mask's way through the ho
 
 from . import masks, reference, scores
 from .api import Attention, attention, compile
-from .errors import BackendError, FlexmaskError, NotInterval, ShapeError, TraceError
-from .mods import Mask, Score, mask, score
+from .errors import BackendError, ConversionError, FlexmaskError, NotInterval, PromiseError, ShapeError, TraceError
+from .masks.torch_blocks import from_torch
+from .mods import Mask, Score, mask, score, sorted
 from .runtime.store import cache_info
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Attention", "BackendError", "FlexmaskError", "Mask", "NotInterval", "Score", "ShapeError", "TraceError",
-    "attention", "cache_info", "compile", "mask", "masks", "reference", "score", "scores",
+    "Attention", "BackendError", "ConversionError", "FlexmaskError", "Mask", "NotInterval", "PromiseError", "Score", "ShapeError",
+    "TraceError", "attention", "cache_info", "compile", "from_torch", "mask", "masks", "reference", "score", "scores", "sorted",
 ]  # fmt: skip

@@ -57,6 +57,14 @@ class NotInterval(FlexmaskError):
         self.culprit = culprit
 
 
+class PromiseError(FlexmaskError, ValueError):
+    """A tensor that cannot be promised to ascend, or one that was promised and does not; see `flexmask.sorted`."""
+
+
+class ConversionError(FlexmaskError, TypeError):
+    """Something of another library's that cannot be taken over as a mask; the message says what to pass."""
+
+
 class ShapeError(FlexmaskError, ValueError):
     """Tensors whose shapes, dtypes or devices do not fit together, or captures that an index would run out of."""
 

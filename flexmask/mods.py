@@ -9,8 +9,10 @@ from typing import Any, cast
 import torch
 
 from .errors import FlexmaskError, TraceError
+from .frontend import Ascending as Ascending
 from .frontend import Traced, bind, trace
-from .inspect.explain import explain_map, explain_mask, explain_score
+from .frontend import sorted as sorted
+from .inspect.explain import explain_map, explain_mask, explain_score, explain_values
 from .inspect.picture import draw
 from .ir import INDICES, Env, evaluate, walk
 from .runtime.intervals import Intervals
@@ -157,9 +159,10 @@ class Mask(_Mod):
         return torch.as_tensor(value, dtype=torch.bool, device=extent.device).expand(sizes)
 
     def explain(self, q_len: int | None = None, kv_len: int | None = None, **extent: Any) -> str:
-        """What was derived from the mask: predicate, row and column form or the reason there is none, proofs, and the map for lengths.
+        """What was derived from the mask: predicate, row and column form or the reason there is none, proofs, and advice.
 
-        `extent` takes batch, heads, block_size and device, as `block_mask` does.
+        With lengths also its map, and advice from the captured values, such as rows that keep nothing. `extent` takes batch, heads,
+        block_size and device, as `block_mask` does.
 
         >>> from flexmask import masks
         >>> print(masks.causal.explain(256, 256))  # doctest: +ELLIPSIS
@@ -168,10 +171,13 @@ class Mask(_Mod):
           kept keys of row q_idx: [0, q_idx + 1)
         ...
         """
-        _, facts = default_store().facts(self.traced())
-        lines = explain_mask(self.traced(), facts)
+        traced = self.traced()
+        _, facts = default_store().facts(traced)
+        lines = explain_mask(traced, facts)
         if q_len is not None:
-            lines += explain_map(self.block_mask(q_len, kv_len if kv_len is not None else q_len, **extent))
+            lengths = (q_len, q_len if kv_len is None else kv_len)
+            lines += explain_map(self.block_mask(*lengths, **extent))
+            lines += explain_values(traced, facts, extent_of(traced, *lengths, *(extent.get(k) for k in ("batch", "heads", "device"))))
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -197,13 +203,15 @@ class Score(_Mod):
 
 
 def _picture_lengths(traced: Traced) -> tuple[int, int]:
-    """Lengths for a picture: those of tables indexed by exactly q_idx or kv_idx, else PICTURE."""
-    found = {"q_idx": PICTURE, "kv_idx": PICTURE}
-    for axis in found:
-        loads = [n for n in walk(traced.expr) if n.op == "load"]
-        sizes = [traced.tensors[n.value].shape[i] for n in loads for i, a in enumerate(n.args) if a is INDICES[axis]]
-        found[axis] = min(sizes, default=PICTURE)
-    return found["q_idx"], found["kv_idx"]
+    """Lengths for a picture: those that tables indexed by q_idx or kv_idx, or by blocks of them, reach to, else PICTURE."""
+    found: dict[str, list[int]] = {"q_idx": [], "kv_idx": []}
+    for node in walk(traced.expr):
+        for place, index in enumerate(node.args if node.op == "load" else ()):
+            block = index.args[1].value if index.op == "floordiv" and index.args[1].op == "const" else 1
+            index = index.args[0] if index.op == "floordiv" else index
+            if index in (INDICES["q_idx"], INDICES["kv_idx"]) and block > 0:
+                found[index.value].append(traced.tensors[node.value].shape[place] * block)
+    return min(found["q_idx"], default=PICTURE), min(found["kv_idx"], default=PICTURE)
 
 
 class _Both:

@@ -1,7 +1,8 @@
 """Environment variables, read in this file alone.
 
 FLEXMASK_CACHE_DIR   where generated kernels and derived facts are kept between processes (default: the user's cache directory)
-FLEXMASK_DEBUG       0 nothing; 1 the path chosen and why; 2 also facts and maps; 3 also every pass; 4 also file paths
+FLEXMASK_DEBUG       0 nothing; 1 the path chosen and why; 2 also facts and maps; 3 also every pass; 4 also file paths;
+                     from 1 on, tensors promised to ascend (flexmask.sorted) are looked through whenever a map is built from them
 """
 
 from __future__ import annotations

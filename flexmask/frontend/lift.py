@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from .guards import ABSENT, GuardList
+from .promise import Ascending
 from .recorder import Recorder, fits
 
 _FOREIGN = (sys.stdlib_module_names | {"torch", "numpy", "triton"}) - {"__main__"}
@@ -49,6 +50,9 @@ class Lifter:
         number = value.item() if isinstance(value, (np.integer, np.floating)) else value
         if type(number) is float or (type(number) is int and fits(number)):
             return self.recorder.scalar(number, name)
+        if isinstance(value, Ascending):
+            self.recorder.promise(value.tensor)
+            value = value.tensor
         if isinstance(value, torch.Tensor):
             self.recorder.names.setdefault(id(value), name)
             return value
@@ -60,7 +64,7 @@ class Lifter:
 
     def _structure(self, value: Any, name: str) -> Any:
         if isinstance(value, FunctionType):
-            return value if _is_foreign(value.__module__) else self._function(value)
+            return self._function(value) if _is_joint(value) or not _is_foreign(value.__module__) else value
         if isinstance(value, MethodType):
             return self._method(value)
         if isinstance(value, functools.partial):
@@ -315,6 +319,11 @@ def _slots(cls: type) -> dict[str, Any]:
 @functools.lru_cache(maxsize=4096)
 def _is_foreign(module: str | None) -> bool:
     return (module or "").partition(".")[0] in _FOREIGN
+
+
+def _is_joint(function: FunctionType) -> bool:
+    """torch's `and_masks` and `or_masks` close over the user's functions."""
+    return function.__module__ == "torch.nn.attention.flex_attention" and function.__closure__ is not None
 
 
 def _is_library(module: str) -> bool:

@@ -41,6 +41,7 @@ class Recorder:
         self.names: dict[int, str] = {}
         self.places: dict[ir.Expr, Place] = {}
         self.specialised: set[int] = set()
+        self.promised: dict[int, torch.Tensor] = {}  # kept, so that their ids stay theirs
         self.volatile = False
         self._numbers: dict[int, int] = {}
         self._sizes: dict[tuple[int, int], Symbol] = {}
@@ -157,6 +158,10 @@ class Recorder:
             self.tensors.append(tensor)
         self.volatile = self.volatile or id(tensor) in self._derived
         return self._numbers[id(tensor)]
+
+    def promise(self, tensor: torch.Tensor) -> None:
+        """Takes note that the user vouches for `tensor` ascending along its last axis, wherever it is captured."""
+        self.promised[id(tensor)] = tensor
 
     def load(self, tensor: torch.Tensor, indices: tuple[ir.Expr, ...]) -> Symbol:
         number = self.capture(tensor)

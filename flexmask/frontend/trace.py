@@ -132,6 +132,7 @@ def _settle(recorder: Recorder, lifter: Lifter, mod: Any, kind: str, raw: ir.Exp
         expr=moved[raw],
         tensors=tuple(recorder.tensors[i] for i in tensors),
         tensor_names=tuple(_unique(recorder.names.get(id(recorder.tensors[i]), f"tensor{n}"), taken) for n, i in enumerate(tensors)),
+        promised=frozenset(n for n, i in enumerate(tensors) if id(recorder.tensors[i]) in recorder.promised),
         scalars=tuple(recorder.scalars[i] for i in scalars),
         scalar_names=tuple(_unique(recorder.scalar_names[i], taken) for i in scalars),
         specialised=tuple(sorted((recorder.scalar_names[i], recorder.scalars[i]) for i in recorder.specialised)),

@@ -19,6 +19,7 @@ class Traced:
 
     `kind` is "mask" or "score", `name` the user's name for it, `expr` the expression as written (bool for a mask, float for a
     score). Load `t0[...]` reads `tensors[0]`, which the user calls `tensor_names[0]`; scalar `s0` is `scalars[0]` likewise.
+    `promised` numbers the tensors that the user vouches to ascend along their last axis (`flexmask.sorted`).
     Captures are numbered by first appearance in `ir.walk(expr)`, so equal functions have the same expression.
     `specialised` names the captured numbers that shaped the code, with their values: they are constants of `expr`.
     `volatile`: a captured tensor went through a torch operation inside the mod, so it must be traced anew at each call.
@@ -38,6 +39,7 @@ class Traced:
     expr: Expr
     tensors: tuple[torch.Tensor, ...] = ()
     tensor_names: tuple[str, ...] = ()
+    promised: frozenset[int] = frozenset()
     scalars: tuple[int | float, ...] = ()
     scalar_names: tuple[str, ...] = ()
     specialised: tuple[tuple[str, int | float], ...] = ()

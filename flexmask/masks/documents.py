@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from ..mods import Mask, mask
-from .tables import expect, per_batch, per_token
+from ..mods import Mask, mask, sorted
+from .tables import Ids, expect, per_batch, per_token
 
 
-def document(doc: torch.Tensor) -> Mask:
-    """Attention within a document: doc[q_idx] == doc[kv_idx]. `doc`: ids, int [N] or [B, N], in any order.
+def document(doc: Ids) -> Mask:
+    """Attention within a document: doc[q_idx] == doc[kv_idx]. `doc`: ids, int [N] or [B, N], in any order; where they
+    always ascend, `flexmask.sorted(doc)` spares looking whether they do.
 
     >>> import torch
     >>> from flexmask import masks
@@ -72,7 +73,7 @@ def packed(cu_seqlens: torch.Tensor, length: int | None = None) -> Mask:
     >>> [k for k in range(5) if m(0, 0, 3, k)]
     [2, 3, 4]
     """
-    return document(document_ids(cu_seqlens, length))
+    return document(sorted(document_ids(cu_seqlens, length)))  # counting documents up to a position ascends
 
 
 def per_document(inner: Mask, cu_seqlens: torch.Tensor, length: int | None = None) -> Mask:
@@ -115,7 +116,7 @@ def prefix_lm(prefix: int | torch.Tensor) -> Mask:
     return prefix_lm
 
 
-def prefix_document(doc: torch.Tensor, prefix_end: torch.Tensor) -> Mask:
+def prefix_document(doc: Ids, prefix_end: Ids) -> Mask:
     """A prefix LM in each document: same document, and kv_idx <= q_idx or kv_idx < prefix_end[kv_idx].
 
     `doc`: ids, int [N] or [B, N]; `prefix_end`, same shape: for each position, where its document's prefix ends in the sequence.
@@ -171,7 +172,7 @@ def key_padding(keep: torch.Tensor) -> Mask:
     return key_padding
 
 
-def shared_question(doc: torch.Tensor, segment: torch.Tensor) -> Mask:
+def shared_question(doc: Ids, segment: Ids) -> Mask:
     """Several answers to one question in one sequence, each blind to the others (reward models, DPO; arXiv 2410.01359).
 
     kv_idx <= q_idx, same document, and segment[kv_idx] == 0 (the question) or the same segment.
@@ -193,7 +194,7 @@ def shared_question(doc: torch.Tensor, segment: torch.Tensor) -> Mask:
     return shared_question
 
 
-def shared_prefix(prefix: int | torch.Tensor, doc: torch.Tensor) -> Mask:
+def shared_prefix(prefix: int | torch.Tensor, doc: Ids) -> Mask:
     """Documents that all continue one prefix: kv_idx <= q_idx, and kv_idx < prefix or the same document.
 
     `prefix`: tokens in the common prefix, a number or int [B]; `doc`: ids, int [N] or [B, N].
@@ -213,7 +214,7 @@ def shared_prefix(prefix: int | torch.Tensor, doc: torch.Tensor) -> Mask:
     return shared_prefix
 
 
-def causal_blockwise(doc: torch.Tensor, test_start: int | torch.Tensor) -> Mask:
+def causal_blockwise(doc: Ids, test_start: int | torch.Tensor) -> Mask:
     """In-context learning: examples see themselves, the test example sees all (arXiv 2410.01359).
 
     kv_idx <= q_idx, and the same document or q_idx >= test_start. `doc`: ids, int [N] or [B, N]; `test_start`: a number or int [B].
@@ -233,7 +234,7 @@ def causal_blockwise(doc: torch.Tensor, test_start: int | torch.Tensor) -> Mask:
     return causal_blockwise
 
 
-def qk_sparse(span: torch.Tensor) -> Mask:
+def qk_sparse(span: Ids) -> Mask:
     """Causal, less the pairs of different tokens in one marked span (QK-sparse attention, arXiv 2306.01160, 2410.01359).
 
     kv_idx <= q_idx, and span[q_idx] != span[kv_idx] or span[kv_idx] < 0 or q_idx == kv_idx.
@@ -255,7 +256,7 @@ def qk_sparse(span: torch.Tensor) -> Mask:
     return qk_sparse
 
 
-def transfusion(image: torch.Tensor) -> Mask:
+def transfusion(image: Ids) -> Mask:
     """Causal text with images whose tokens see each other: kv_idx <= q_idx, or both in one image (Transfusion, arXiv 2408.11039).
 
     `image`: int [N] or [B, N], the number of the image a token belongs to, -1 for text.
@@ -275,7 +276,7 @@ def transfusion(image: torch.Tensor) -> Mask:
     return transfusion
 
 
-def random_eviction(evict: torch.Tensor) -> Mask:
+def random_eviction(evict: Ids) -> Mask:
     """Causal attention to keys not yet evicted: kv_idx <= q_idx < evict[kv_idx].
 
     `evict`: int [KV] or [B, H, KV], the first query row that no longer sees the key (at least KV: never evicted). (arXiv 2410.01359)

@@ -10,6 +10,11 @@ from typing import Any
 
 import torch
 
+from ..mods import Ascending
+
+# a tensor of integers, or one promised to ascend (flexmask.sorted)
+Ids = torch.Tensor | Ascending
+
 
 def per_batch(value: int | torch.Tensor) -> Callable[[Any], Any]:
     """A number, a 0-dimensional tensor, or a tensor [B] -> function of b."""
@@ -19,7 +24,7 @@ def per_batch(value: int | torch.Tensor) -> Callable[[Any], Any]:
     return lambda b: value
 
 
-def per_token(table: torch.Tensor) -> Callable[[Any, Any], Any]:
+def per_token(table: Ids) -> Callable[[Any, Any], Any]:
     """[N] or [B, N] -> function of (b, position)."""
     if expect(table, (1, 2), "a tensor [N] or [B, N]") == 1:
         return lambda b, i: table[i]
@@ -44,9 +49,10 @@ def per_pair(table: torch.Tensor) -> Callable[[Any, Any, Any, Any], Any]:
 
 def expect(value: Any, ranks: int | tuple[int, ...], what: str) -> int:
     """The number of dimensions (0 for a number); ValueError unless it is one of `ranks`."""
-    rank = value.dim() if isinstance(value, torch.Tensor) else 0
+    is_table = isinstance(value, (torch.Tensor, Ascending))
+    rank = int(value.dim()) if is_table else 0
     if rank not in ((ranks,) if isinstance(ranks, int) else ranks):
-        raise ValueError(f"expected {what}; got shape {list(value.shape) if isinstance(value, torch.Tensor) else value!r}.")
+        raise ValueError(f"expected {what}; got shape {list(value.shape) if is_table else value!r}.")
     return rank
 
 
