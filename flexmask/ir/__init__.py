@@ -1,6 +1,7 @@
 """What a mask or score means: interned expressions, their laws, their text and their value."""
 
-from .evaluate import Env, evaluate
+from .derivative import derivative, float_loads
+from .evaluate import Env, evaluate, evaluate_all
 from .expr import (
     FALSE,
     INDICES,
@@ -31,6 +32,6 @@ from .simplify import LAWS, simplify
 __all__ = [
     "BOOL", "CASTS", "FALSE", "FLOAT", "INDICES", "INT", "KV_LEN", "LAWS", "OPS", "Q_LEN", "SCORE", "TRUE",
     "B", "Env", "Expr", "H", "K", "Op", "Q",
-    "const", "digest", "evaluate", "kind_of_dtype", "load", "make", "parse", "rebuild", "scalar", "search", "show", "simplify",
-    "substitute", "uses", "walk",
+    "const", "derivative", "digest", "evaluate", "evaluate_all", "float_loads", "kind_of_dtype", "load", "make", "parse", "rebuild",
+    "scalar", "search", "show", "simplify", "substitute", "uses", "walk",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .expr import Expr, walk
-from .ops import CASTS, OPS
+from .ops import CASTS, FLOAT, OPS, Op
 
 Value = Any  # bool | int | float | torch.Tensor
 
@@ -28,10 +28,17 @@ class Env:
 
 def evaluate(expr: Expr, env: Env) -> Value:
     """The value of `expr`. Indices count from the end when negative, as in Python; out of range raises IndexError."""
+    return evaluate_all((expr,), env)[0]
+
+
+def evaluate_all(exprs: Sequence[Expr], env: Env) -> list[Value]:
+    """The values of several expressions; what they share is computed once."""
     values: dict[Expr, Value] = {}
-    for node in walk(expr):
-        values[node] = _value(node, [values[a] for a in node.args], env)
-    return values[expr]
+    for expr in exprs:
+        for node in walk(expr):
+            if node not in values:
+                values[node] = _value(node, [values[a] for a in node.args], env)
+    return [values[expr] for expr in exprs]
 
 
 def _value(node: Expr, args: list[Value], env: Env) -> Value:
@@ -48,11 +55,22 @@ def _value(node: Expr, args: list[Value], env: Env) -> Value:
     if node.op == "cast":
         return _cast(args[0], node.value)
     row = OPS[node.op]
+    assert row.python is not None and row.torch is not None
     if not any(isinstance(a, torch.Tensor) for a in args):
-        assert row.python is not None
-        return row.python(*args)
-    assert row.torch is not None
+        return row.python(*args) if node.kind != FLOAT else _of_floats(row, args)
     return row.torch(*_as_tensors(args))
+
+
+def _of_floats(row: Op, args: list[Value]) -> float:
+    """The value on Python numbers; where Python raises, or gives a complex number, the infinity or NaN that tensors give."""
+    assert row.python is not None and row.torch is not None
+    try:
+        value = row.python(*args)
+    except (ZeroDivisionError, ValueError, OverflowError):
+        value = None
+    if value is None or isinstance(value, complex):
+        value = row.torch(*(torch.tensor(a, dtype=torch.bool if isinstance(a, bool) else torch.float64) for a in args)).item()
+    return float(value)
 
 
 def _as_tensors(args: list[Value]) -> list[torch.Tensor]:

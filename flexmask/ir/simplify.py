@@ -111,6 +111,7 @@ def simplify(expr: Expr) -> Expr:
     return rebuild(expr, _settle)
 
 
+@lru_cache(maxsize=16384)
 def _settle(node: Expr) -> Expr:
     """`node`, whose arguments are simple already, rewritten until no law applies."""
     folded = _fold(node)
