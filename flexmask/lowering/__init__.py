@@ -1,8 +1,13 @@
 """From facts to a kernel's plan, and from expressions to the text of small device functions."""
 
 from .captures import CaptureSpec, TensorSpec
-from .emit import emit_function
+from .emit import emit_function, emit_values
+from .emit_gradient import emit_gradient, gradient_tables
 from .plan import KernelPlan, plan_forward, shrink
+from .plan_backward import BackwardPlan, plan_backward
 from .torch_text import emit_row_bounds
 
-__all__ = ["CaptureSpec", "KernelPlan", "TensorSpec", "emit_function", "emit_row_bounds", "plan_forward", "shrink"]
+__all__ = [
+    "BackwardPlan", "CaptureSpec", "KernelPlan", "TensorSpec",
+    "emit_function", "emit_gradient", "emit_row_bounds", "emit_values", "gradient_tables", "plan_backward", "plan_forward", "shrink",
+]  # fmt: skip

@@ -17,7 +17,8 @@ RESERVED = frozenset({
     "tl", "triton", "torch", "tables", "numbers", "row", "score", "b", "h", "q_idx", "kv_idx", "q_len", "kv_len",
     "tensors", "scalars", "batch", "heads", "device", "number", "starts", "stops", "search", "where", "index",
     "floor_div", "floor_mod", "float_floor_div", "float_floor_mod", "int_pow", "float_pow", "tanh", "sigmoid", "truncate", "round_even",
-    "round_bfloat16", "sine", "cosine",
+    "round_bfloat16", "sine", "cosine", "count_below", "broken", "check_ascending", "settle", "grads", "ds", "valid", "turn", "skew",
+    "diagonal_sums", "diagonal_ends", "q_first", "kv_there",
     "float", "int", "bool", "range", "min", "max", "abs", "print", "len", "sum", "result",
 })  # fmt: skip
 

@@ -44,8 +44,10 @@ _FLOAT32: dict[int, Row] = {
 class KernelPlan:
     """One forward kernel: what it computes (first line of fields) and how.
 
-    `map_form` is "none", "range" or "list"; `pieces` the number of row intervals (0: none); `evaluated` whether mask_mod is compiled
-    in; `loads` "pointer" or "tma"; `arch` the compute capability (80, 90, ...).
+    `map_form` is "none", "range" or "list"; `pieces` the number of row intervals that PARTIAL tiles compare with (0: they evaluate the
+    predicate, or read their `bits` from the map), `starts` whether those may begin after the first key; `runs` is "always", or "hold" or
+    "fail" for a kernel that returns at once unless the map's flag on the device says so; `loads` "pointer" or "tma"; `arch` the compute
+    capability (80, 90, ...).
 
     >>> plan = plan_forward(head_dim=128, dtype="bfloat16", arch=90, map_form="range", pieces=1, loads="tma")
     >>> print(plan)
@@ -57,9 +59,11 @@ class KernelPlan:
     head_dim: int
     v_head_dim: int
     dtype: str
-    pieces: int
-    evaluated: bool
     map_form: str
+    pieces: int
+    bits: bool
+    starts: bool
+    runs: str
     score: bool
     block_q: int
     block_kv: int
@@ -71,21 +75,32 @@ class KernelPlan:
     def __post_init__(self) -> None:
         if self.map_form not in ("none", "range", "list") or self.loads not in ("pointer", "tma") or self.dtype not in ITEM_BYTES:
             raise ValueError(f"no such plan: map_form {self.map_form!r}, loads {self.loads!r}, dtype {self.dtype!r}")
+        if self.runs not in ("always", "hold", "fail"):
+            raise ValueError(f'a kernel runs "always", or where its map\'s intervals "hold" or "fail"; got {self.runs!r}')
         if not 0 <= self.pieces <= 3:
             raise ValueError(f"a plan has 0 to 3 row intervals, got {self.pieces}")
-        if self.map_form == "none" and (self.pieces or self.evaluated):
-            raise ValueError("without a map every tile is full: a plan has no intervals and no predicate then")
-        if self.map_form != "none" and not (self.pieces or self.evaluated):
-            raise ValueError("partial tiles need row intervals or the predicate")
+        if self.map_form == "none" and self.pieces:
+            raise ValueError("without a map every tile is full: a plan has no intervals then")
+        if self.map_form == "range" and not self.pieces:
+            raise ValueError("a range map comes from row intervals")
+        if self.bits and (self.map_form != "list" or self.pieces):
+            raise ValueError("bits belong to the PARTIAL tiles of a list, where there are no intervals")
 
     def __str__(self) -> str:
         dims = f"D{self.head_dim}" if self.head_dim == self.v_head_dim else f"D{self.head_dim}/{self.v_head_dim}"
         parts = [f"forward {dims} {self.dtype} sm_{self.arch}", f"{self.map_form} map" if self.map_form != "none" else "no mask"]
         if self.pieces:
-            parts.append(f"{self.pieces} interval{'s' * (self.pieces > 1)} a row")
+            parts.append(f"{self.pieces} interval{'s' * (self.pieces > 1)} a row" + (" from the first key" if not self.starts else ""))
+        parts += ["bits of partial tiles"] * self.bits
+        parts += [f"where the map's flag says {self.runs}"] * (self.runs != "always")
         parts += ["predicate evaluated"] * self.evaluated + ["score mod"] * self.score
         parts += [f"tiles {self.block_q}x{self.block_kv}", f"{self.num_warps} warps", f"{self.num_stages} stages", f"{self.loads} loads"]
         return ", ".join(parts)
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether PARTIAL tiles evaluate the predicate, for want of row intervals and bits."""
+        return self.map_form == "list" and not self.pieces and not self.bits
 
     @property
     def padded_dim(self) -> int:
@@ -129,7 +144,9 @@ def plan_forward(
     arch: int = 90,
     map_form: str = "none",
     pieces: int = 0,
-    evaluated: bool = False,
+    bits: bool = False,
+    starts: bool = True,
+    runs: str = "always",
     score: bool = False,
     loads: str = "pointer",
     narrow: bool = False,
@@ -150,10 +167,11 @@ def plan_forward(
         raise BackendError(f"GPU kernels take head dims from 1 to 256, got {head_dim} and {v_head_dim}.")
     if loads == "tma" and arch < 90:
         raise BackendError(f"TMA loads need compute capability 9.0 or later, not {arch / 10}.")
-    work = 4 if heavy else 3 if score or evaluated else 0 if map_form == "none" else 2 if narrow else 1
+    masked = map_form == "list" and not pieces  # by the predicate, or by bits, which come through registers and shared memory
+    work = 4 if heavy else 3 if score or masked else 0 if map_form == "none" else 2 if narrow else 1
     block_q, block_kv, num_warps, num_stages = _row(max(padded(head_dim), padded(v_head_dim)), dtype, arch, loads)[work]
     plan: KernelPlan | None = KernelPlan(
-        head_dim, v_head_dim, dtype, pieces, evaluated, map_form, score, block_q, block_kv, num_warps, num_stages, loads, arch
+        head_dim, v_head_dim, dtype, map_form, pieces, bits, starts, runs, score, block_q, block_kv, num_warps, num_stages, loads, arch
     )
     while plan is not None and plan.shared_bytes() > SHARED_BYTES.get(arch, SHARED_BYTES[86]):
         plan = shrink(plan)

@@ -36,6 +36,8 @@ def _exact(node: Expr, args: list[Range | None], captures: CaptureSpec) -> Range
         return INT32  # a larger one travels as int64, and Triton's promotion keeps whatever it meets wide
     if node.op == "load":
         return _STORED.get(captures.tensors[node.value].dtype, INT64)
+    if node.op == "search":
+        return 0, INT32[1]
     if node.op == "cast":
         return _cast(node, args[0])
     known = [a for a in args if a is not None]

@@ -25,6 +25,23 @@ class RowForm(Protocol):
     def sorted_tables(self) -> tuple[int, ...]: ...
 
 
+SETTLE = '''
+
+def settle(starts, stops, kv_len):
+    """The same kept keys as at most 3 intervals a row: sorted, those that touch joined, empty ones last."""
+    empty = starts >= stops
+    starts, order = starts.masked_fill(empty, kv_len + 1).sort(-1)
+    stops = stops.masked_fill(empty, kv_len + 1).gather(-1, order)
+    reach = stops.cummax(-1).values
+    joined = torch.zeros_like(starts, dtype=torch.bool)
+    joined[..., 1:] = (starts[..., 1:] <= reach[..., :-1]) & (starts[..., 1:] <= kv_len)
+    place = (~joined).cumsum(-1) - 1
+    starts = torch.full_like(starts, kv_len + 1).scatter_reduce(-1, place, starts, "amin")
+    stops = torch.zeros_like(stops).scatter_reduce(-1, place, stops, "amax")
+    starts, stops = (x.masked_fill(starts > kv_len, 0) for x in (starts, stops))
+    if bool((stops[..., 3:] > 0).any()):
+        raise ValueError("some row keeps more than 3 intervals, which this kernel does not hold")
+    return starts[..., :3], stops[..., :3]'''
 SEARCH = '''
 
 def search(rows, target, right):
@@ -36,7 +53,10 @@ def search(rows, target, right):
 
 
 def emit_row_bounds(form: RowForm, captures: CaptureSpec) -> str:
-    """Text of `row_bounds(tensors, scalars, q_len, kv_len, batch, heads, device)`: int32 starts and stops [batch, heads, q_len, pieces]."""
+    """Text of `row_bounds(tensors, scalars, q_len, kv_len, batch, heads, device)`: int32 starts and stops [batch, heads, q_len, pieces].
+
+    Of more than 3 pieces the text keeps the 3 intervals that they come to, or raises ValueError where a row has more.
+    """
     names = captures.identifiers
     bounds = [e for piece in form.pieces for e in (piece.start, piece.stop)]
     used = {n for e in bounds for n in walk(e)}
@@ -56,9 +76,12 @@ def emit_row_bounds(form: RowForm, captures: CaptureSpec) -> str:
     lines.append("shape = (batch, heads, q_len)")
     for side, parts in (("starts", texts[::2]), ("stops", texts[1::2])):
         lines.append(f"{side} = [torch.as_tensor(x, device=device).expand(shape) for x in ({', '.join(parts)},)]")
-    lines.append("return tuple(torch.stack(x, -1).clamp(0, kv_len).int() for x in (starts, stops))")
+    many = len(form.pieces) > 3
+    result = "tuple(torch.stack(x, -1).clamp(0, kv_len).int() for x in (starts, stops))"
+    lines.append(f"return settle(*{result}, kv_len)" if many else f"return {result}")
     head = "def row_bounds(tensors, scalars, q_len, kv_len, batch, heads, device):\n    "
-    return head + "\n    ".join(lines) + ("\n" + SEARCH if any(n.op == "search" and len(n.args) > 1 for n in used) else "")
+    helpers = [SETTLE] * many + [SEARCH] * any(n.op == "search" and len(n.args) > 1 for n in used)
+    return head + "\n    ".join(lines) + "".join("\n" + text for text in helpers)
 
 
 _INDICES = [("b", "batch", "[:, None, None]"), ("h", "heads", "[None, :, None]"), ("q_idx", "q_len", "[None, None, :]")]

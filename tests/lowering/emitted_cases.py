@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from flexmask.ir import Env, evaluate, parse
-from flexmask.lowering import CaptureSpec, emit_function
+from flexmask.lowering import CaptureSpec, emit_function, emit_values
 from flexmask.templates.assemble import _helpers
 
 ROWS, COLUMNS = 16, 32
@@ -106,6 +106,28 @@ SCORES = [
     "int64(score * 3.0)",
     "score + q_idx / 3 + t9[q_idx] * 2",
 ]
+# several values of one function: as many as are stored by the probe below
+VALUES_PROBE = """
+@triton.jit
+def probe(out, tables, numbers, b, h, q_start, kv_start, q_len, kv_len):
+    q_idx = q_start + tl.arange(0, 16)[:, None]
+    kv_idx = kv_start + tl.arange(0, 32)[None, :]
+    at = tl.arange(0, 16)[:, None] * 32 + tl.arange(0, 32)[None, :]
+    found = several(tables, numbers, b, h, q_idx, kv_idx, q_len, kv_len)
+    for i in tl.static_range({count}):
+        tl.store(out + 512 * i + at, tl.broadcast_to(found[i], (16, 32)).to(tl.float64))
+"""
+VALUES = [
+    ["q_idx", "3", "True", "0.5", "-inf", "b", "h", "q_len - kv_len", "kv_idx < q_idx", "s4", "s3"],
+    ["q_idx - kv_idx", "(q_idx - kv_idx) * 2", "(q_idx - kv_idx) * 1000000000000", "t0[q_idx] == t0[kv_idx]", "t0[q_idx]"],
+    ["left(t10, kv_idx)", "right(t10, kv_idx)", "left(t10, kv_idx) + q_idx", "left(t10, t10[q_idx])", "right(t10, t10[q_idx])"],
+    ["left(t10, 5)", "right(t10, -1)", "left(t10, 1099511627776)", "right(t10, b)", "left(t10, t3[()])"],
+    ["left(t11, b, kv_idx)", "right(t11, 1, q_idx - 3)", "left(t11, -1, kv_idx)", "right(t11, h % 2, t11[b, q_idx])"],
+    ["left(t11, q_idx % 2, kv_idx)", "right(t12, b, h, q_idx)", "left(t12, b, q_idx % 3 - 3, kv_idx)"],
+    ["right(t13, kv_idx)", "left(t13, t6[q_idx])", "right(t14, kv_idx * 1000000000)", "left(t14, t4[q_idx])"],
+    ["left(t15, float32(kv_idx) / 8.0)", "right(t15, t7[h, q_idx])", "left(t15, t5[q_idx, kv_idx])", "right(t16, q_idx)"],
+    ["left(t17, q_idx)", "right(t18, kv_idx)", "left(t18, 0)", "right(t19, bool(kv_idx - 3))"],
+]
 
 
 def captures() -> tuple[list[torch.Tensor], list[int | float], CaptureSpec]:
@@ -117,8 +139,21 @@ def captures() -> tuple[list[torch.Tensor], list[int | float], CaptureSpec]:
         torch.randn(2, 95, generator=g), torch.randn(48, generator=g).to(torch.float16), torch.randn(48, generator=g).double(),
     ]  # fmt: skip
     tensors[5][3, 4] = float("nan")
+    ascend = lambda x: x.sort(-1).values
+    tensors += [
+        ascend(random(0, 48, 48)).int(),
+        ascend(random(-5, 48, 2, 48)),
+        ascend(random(0, 40, 2, 3, 37)).mT.contiguous().mT.to(torch.int16),
+        ascend(random(0, 200, 333)).to(torch.uint8),
+        ascend(random(-(2**40), 2**40, 200))[::2],
+        ascend(torch.randn(97, generator=g)),
+        ascend(random(0, 9, 64)).to(torch.int8)[1::3],
+        torch.zeros(0, dtype=torch.int32),
+        torch.tensor([7]),
+        ascend(random(0, 2, 30)),
+    ]
     scalars = [4, -1, 2**31 - 5, 2**40, 0.625]
-    names = ["doc", "tl", "bad name", "x-1", "import", "bias", "doc", "_rel", "q_idx", "doc_stride_0"]
+    names = ["doc", "tl", "bad name", "x-1", "import", "bias", "doc", "_rel", "q_idx", "doc_stride_0", *(f"sorted_{i}" for i in range(10))]
     scalar_names = ["window", "window", "doc_size_0", "", "slope"]
     return tensors, scalars, CaptureSpec.of(tensors, names, scalars, scalar_names)
 
@@ -146,6 +181,29 @@ def check(kind: str, text: str, folder: Path) -> None:
         torch.testing.assert_close(out, expected, equal_nan=True, rtol=3e-6, atol=3e-6)
 
 
+def check_values(texts: list[str], folder: Path) -> None:
+    """One function of several values, each against `evaluate`; integers exactly."""
+    tensors, scalars, spec = captures()
+    kinds = [t.kind for t in spec.tensors]
+    exprs = [parse(text, kinds, [k for _, k in spec.scalars]) for text in texts]
+    several = emit_values("several", "b, h, q_idx, kv_idx, q_len, kv_len", exprs, spec, 'Several\\ """values.')
+    imports = "import triton\nimport triton.language as tl\n"
+    path = folder / f"values_{abs(hash(several))}.py"
+    path.write_text("\n\n\n".join([imports, *_helpers([several]), several, VALUES_PROBE.format(count=len(exprs))]))
+    from flexmask.runtime.launch import load
+    from flexmask.templates.launcher import pack
+
+    module = load(path)
+    for b, h, q_start, kv_start in ((0, 1, 0, 0), (1, 0, 16, 0), (1, 1, 32, 16)):
+        out = torch.empty(len(exprs), ROWS, COLUMNS, dtype=torch.float64)
+        module.probe[(1,)](out, *pack(tensors, scalars), b, h, q_start, kv_start, 48, 47)
+        q, k = torch.arange(ROWS)[:, None] + q_start, torch.arange(COLUMNS)[None] + kv_start
+        indices = {"b": torch.tensor(b).view(1, 1), "h": torch.tensor(h).view(1, 1), "q_idx": q, "kv_idx": k, "q_len": 48, "kv_len": 47}
+        for text, expr, found in zip(texts, exprs, out, strict=True):
+            wanted = torch.as_tensor(evaluate(expr, Env(indices, tensors, scalars))).double().expand(ROWS, COLUMNS)
+            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0, msg=lambda m, text=text: f"{text}: {m}")
+
+
 def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -156,6 +214,12 @@ def main() -> None:
                     results[f"{kind} {text}"] = ""
                 except Exception:
                     results[f"{kind} {text}"] = traceback.format_exc()[-1500:]
+        for texts in VALUES:
+            try:
+                check_values(texts, Path(folder))
+                results["; ".join(texts)] = ""
+            except Exception:
+                results["; ".join(texts)] = traceback.format_exc()[-1500:]
     json.dump(results, sys.stdout)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from emitted_cases import MASKS, SCORES
+from emitted_cases import MASKS, SCORES, VALUES
 
 from flexmask.errors import BackendError
-from flexmask.ir import KV_LEN, B, K, Q, const, load, make, parse, scalar, search
-from flexmask.lowering import CaptureSpec, TensorSpec, emit_function
+from flexmask.ir import KV_LEN, Q_LEN, SCORE, B, K, Q, const, load, make, parse, scalar, search
+from flexmask.lowering import CaptureSpec, TensorSpec, emit_function, emit_values
 
 HERE = Path(__file__).parent
 
@@ -25,7 +25,7 @@ def interpreted():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("case", [f"mask {m}" for m in MASKS] + [f"score {s}" for s in SCORES])
+@pytest.mark.parametrize("case", [f"mask {m}" for m in MASKS] + [f"score {s}" for s in SCORES] + ["; ".join(v) for v in VALUES])
 def test_emitted_functions_mean_what_evaluate_says(interpreted, case):
     assert interpreted[case] == "", interpreted[case]
 
@@ -116,10 +116,62 @@ def test_names_that_collide_are_numbered():
     assert names[:3] == ["doc", "doc_2", "doc_stride_0"]
 
 
-@pytest.mark.parametrize("expr", [search(0, "left", K) < K, K < KV_LEN])
-def test_what_belongs_on_the_host_is_refused(expr):
-    with pytest.raises(BackendError):
-        emit_function("f", expr, CaptureSpec((TensorSpec("doc", 1, "int32"),)), "mask")
+@pytest.mark.parametrize("expr", [K < KV_LEN, Q < Q_LEN, SCORE < const(0.0)])
+def test_only_indices_that_a_function_is_given_can_be_used(expr):
+    with pytest.raises(BackendError, match="is not given"):
+        emit_function("f", expr, CaptureSpec(), "mask")
+    with pytest.raises(BackendError, match="is not given"):
+        emit_values("f", "b, h", [expr], CaptureSpec(), "One.")
+
+
+def test_values_of_one_function_share_what_they_compute():
+    begin, end = search(0, "left", B, load(0, "int", B, Q)), search(0, "right", B, load(0, "int", B, Q))
+    text = emit_values(
+        "bounds", "b, h, q_idx, q_len, kv_len", [begin, make("min", (Q + 1, end)), begin, KV_LEN], DOC, "Kept keys of a query."
+    )
+    assert (
+        text
+        == '''\
+@triton.jit
+def bounds(tables, numbers, b, h, q_idx, q_len, kv_len):
+    """Kept keys of a query."""
+    doc = tables[0]
+    doc_stride_0 = tables[1]
+    doc_size_0 = number(numbers[0])
+    doc_stride_1 = tables[2]
+    doc_size_1 = number(numbers[1])
+    doc_b_q_idx = tl.load(
+        doc + b.to(tl.int64) * doc_stride_0 + q_idx.to(tl.int64) * doc_stride_1,
+        mask=(b < doc_size_0) & (q_idx < doc_size_1),
+        other=0,
+    )
+    place = count_below(
+        doc + b.to(tl.int64) * doc_stride_0,
+        doc_stride_1,
+        doc_size_1,
+        doc_b_q_idx,
+        (b < doc_size_0),
+        False,
+        tl.int32,
+    )
+    place_2 = count_below(
+        doc + b.to(tl.int64) * doc_stride_0,
+        doc_stride_1,
+        doc_size_1,
+        doc_b_q_idx,
+        (b < doc_size_0),
+        True,
+        tl.int32,
+    )
+    return (place, tl.minimum(q_idx + 1, place_2), place, kv_len)'''
+    )
+
+
+def test_a_function_may_have_no_value_or_many():
+    assert emit_values("f", "b", [], CaptureSpec(), "None.").endswith("    return ()")
+    assert emit_values("f", "b", [B], CaptureSpec(), "One.").endswith("    return (b,)")
+    many = emit_values("f", "b", [B + i for i in range(1, 20)], CaptureSpec(), "Many.")
+    assert "    return (\n        b + 1,\n        b + 2,\n" in many
 
 
 def test_captures_are_described_from_tensors():
