@@ -14,6 +14,8 @@ from pathlib import Path
 from ..lowering import KernelPlan
 
 HERE = Path(__file__).parent
+# the planning kernel counts a tile's places on two lines in 16 bits
+MOST_IN_BLOCK = 8192
 _MARKER = re.compile(r"^# ---- (.+)\n", re.MULTILINE)
 IMPORTS = """import torch
 import triton
@@ -51,15 +53,49 @@ def assemble(
     return _join(parts)
 
 
-def assemble_tiles(block_q: int, block_kv: int, mask: str, header: Sequence[str] = ()) -> str:
-    """The source of the planning kernel for tiles of these sizes, with `decide` to call; `mask` is a text from `emit_function`."""
-    template = _sections("tile.py")
-    values = {"BLOCK_Q": block_q, "BLOCK_KV": block_kv, "PADDED_KV": 1 << (block_kv - 1).bit_length()}
-    sizes = re.sub(
-        r"^(\w+) = tl\.constexpr\(.*\)$", lambda m: f"{m[1]} = tl.constexpr({values[m[1]]})", template["sizes"], flags=re.MULTILINE
-    )
-    imports = _comments(header) + "\nimport triton\nimport triton.language as tl\n"
-    return _join([imports, sizes, *_helpers([mask]), mask, template["functions"]])
+def assemble_tiles(
+    *, axis: str, block_q: int, block_kv: int, mask: str, box: str | None, bounds: Sequence[tuple[int, ...]], header: Sequence[str] = ()
+) -> str:
+    """The source of the planning kernel for tiles of these sizes, with `tiles` and `pack` to call.
+
+    `axis` is "row" (owner blocks are blocks of queries) or "column"; `mask` is a text from `emit_function`, `box` one of a device
+    function `box_test(tables, numbers, b, h, q_idx, kv_idx, q_len, kv_len)` from `emit_values` or None; `bounds` holds for each hull the
+    tables that must ascend for it. Raises ValueError for another axis, and for blocks of more than 8192 queries or keys.
+    """
+    if axis not in ("row", "column"):
+        raise ValueError(f"a map is by rows or by columns: axis is 'row' or 'column', not {axis!r}")
+    if not 1 <= min(block_q, block_kv) <= max(block_q, block_kv) <= MOST_IN_BLOCK:
+        raise ValueError(f"the planning kernel takes blocks of 1 to {MOST_IN_BLOCK}; got {block_q} x {block_kv}")
+    template, launcher = _sections("tiles.py"), _functions(_sections("launcher.py")["functions"])
+    defaults = _functions(template["mods"])
+    mods = [mask, box or defaults["box_test"], _distrusted(bounds) if any(bounds) else defaults["distrusted"]]
+    imports = _comments([*header, f"tiles of {block_q} x {block_kv}, by {axis}"]) + "\nimport triton\nimport triton.language as tl\n"
+    sizes = _tile_sizes(template["sizes"], axis, block_q, block_kv, box is not None, len(bounds))
+    return _join([f"{imports}\n{sizes.lstrip()}", *_helpers(mods), *mods, template["functions"], launcher["pack"]])
+
+
+def _tile_sizes(text: str, axis: str, block_q: int, block_kv: int, boxed: bool, hulls: int) -> str:
+    """The planning kernel's constants. Evaluated together: 1024 places on lines, as in a strip."""
+    padded_q, padded_kv = (1 << (n - 1).bit_length() for n in (block_q, block_kv))
+    values = {
+        "AXIS": axis, "BLOCK_Q": block_q, "BLOCK_KV": block_kv, "PADDED_Q": padded_q, "PADDED_KV": padded_kv, "BOXED": boxed,
+        "HULLS": hulls, "GROUP": min(max(512 // max(padded_q, padded_kv), 2), 8), "STRIP": min(max(1024 // padded_kv, 1), padded_q),
+    }  # fmt: skip
+    return _fill(text, values)
+
+
+def _distrusted(bounds: Sequence[tuple[int, ...]]) -> str:
+    """The text of the function that looks at the flags of the tables which each hull needs."""
+    lines = [
+        "@triton.jit",
+        "def distrusted(broken, HULL: tl.constexpr):",
+        '    """Not 0 where a table that the hull needs does not ascend."""',
+        "    found = 0",
+    ]
+    for hull, tables in enumerate(bounds):
+        if tables:
+            lines += [f"    if HULL == {hull}:", f"        found = {' | '.join(f'tl.load(broken + {1 + t})' for t in tables)}"]
+    return "\n".join([*lines, "    return found"])
 
 
 def _join(parts: Sequence[str]) -> str:
@@ -84,9 +120,14 @@ def _constants(text: str, plan: KernelPlan) -> str:
     values = {
         "HEAD_DIM": plan.head_dim, "V_HEAD_DIM": plan.v_head_dim, "PADDED_DIM": plan.padded_dim, "PADDED_V_DIM": plan.padded_v_dim,
         "BLOCK_Q": plan.block_q, "BLOCK_KV": plan.block_kv, "NUM_WARPS": plan.num_warps, "NUM_STAGES": plan.num_stages,
-        "TMA": plan.loads == "tma", "MAP_FORM": plan.map_form, "PIECES": plan.pieces, "EVALUATED": plan.evaluated,
-        "SCORE": plan.score, "PRECISION": plan.precision,
+        "TMA": plan.loads == "tma", "MAP_FORM": plan.map_form, "PIECES": plan.pieces, "BITS": plan.bits, "STARTS": plan.starts,
+        "RUNS": plan.runs, "SCORE": plan.score, "PRECISION": plan.precision,
     }  # fmt: skip
+    return _fill(text, values)
+
+
+def _fill(text: str, values: dict[str, object]) -> str:
+    """The template's constants with these values."""
     for name, value in values.items():
         shown = f'"{value}"' if isinstance(value, str) else repr(value)
         text, found = re.subn(rf"^{name} = tl\.constexpr\(.*\)$", f"{name} = tl.constexpr({shown})", text, flags=re.MULTILINE)

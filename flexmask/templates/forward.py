@@ -23,10 +23,14 @@ NUM_STAGES = tl.constexpr(2)
 TMA = tl.constexpr(False)
 # "none": every tile is full; "range": four numbers a tile row; "list": a list of tiles a tile row
 MAP_FORM = tl.constexpr("none")
-# row intervals loaded for a tile row, or-ed
+# PARTIAL tiles compare with so many row intervals, or-ed; with none they evaluate mask_mod
 PIECES = tl.constexpr(0)
-# whether some tiles need mask_mod
-EVALUATED = tl.constexpr(False)
+# without intervals, whether PARTIAL tiles read the pattern of bits that the map holds of them
+BITS = tl.constexpr(False)
+# whether row intervals may begin after the first key
+STARTS = tl.constexpr(True)
+# "always"; or only where the map's flag on the device says that its row intervals or bits "hold", or that they "fail"
+RUNS = tl.constexpr("always")
 SCORE = tl.constexpr(False)
 PRECISION = tl.constexpr("ieee")
 # ---- kernel
@@ -120,7 +124,9 @@ def load_bounds(row_starts, row_stops, at, valid):
 @triton.jit
 def inside(bounds, kv_idx):
     """Whether a key lies in one of its row's intervals."""
-    keep = (kv_idx >= bounds[0]) & (kv_idx < bounds[1])
+    keep = kv_idx < bounds[1]
+    if STARTS:
+        keep = keep & (kv_idx >= bounds[0])
     if PIECES > 1:
         keep = keep | ((kv_idx >= bounds[2]) & (kv_idx < bounds[3]))
     if PIECES > 2:
@@ -129,10 +135,22 @@ def inside(bounds, kv_idx):
 
 
 @triton.jit
-def keep_of(bounds, mask, place, kv_idx, kv_len, TILE: tl.constexpr):
-    """Which keys a PARTIAL tile keeps, by row intervals, by the predicate, or (the short last tile) by the length alone."""
+def bits_of(words, pattern):
+    """A tile's pattern, [BLOCK_Q, BLOCK_KV], of which `words` holds 8 keys a byte. (Words of 32 would be fetched ahead of time, for every
+    place its own, and fill the shared memory.)"""
+    row, column = tl.arange(0, BLOCK_Q)[:, None], tl.arange(0, BLOCK_KV)[None, :]
+    line: tl.constexpr = triton.cdiv(BLOCK_KV.value, 32) * 4
+    byte = tl.load(words + pattern.to(tl.int64) * (BLOCK_Q * line) + (row * line + column // 8))
+    return ((byte.to(tl.int32) >> (column % 8)) & 1) != 0
+
+
+@triton.jit
+def keep_of(bounds, mask, place, kv_idx, kv_len, pattern, TILE: tl.constexpr):
+    """Which keys a PARTIAL tile keeps, by row intervals, by its bits, by the predicate, or (the short last tile) by the length alone."""
     if TILE == "bounded":
         keep = inside(bounds, kv_idx)
+    elif TILE == "bits":
+        keep = bits_of(mask, pattern)
     elif TILE == "evaluated":
         tables, numbers, row = mask
         b, h, q_idx = place
@@ -143,8 +161,9 @@ def keep_of(bounds, mask, place, kv_idx, kv_len, TILE: tl.constexpr):
 
 
 @triton.jit
-def attend(acc, total, peak, context, tile, TILE: tl.constexpr):
-    """One tile of keys: (acc, total, peak) are the output so far, the softmax's denominator, and the highest score, by row."""
+def attend(acc, total, peak, context, tile, pattern, TILE: tl.constexpr):
+    """One tile of keys: (acc, total, peak) are the output so far, the softmax's denominator, and the highest score, by row. `pattern` is
+    the number of the tile's bits, if it has any."""
     q, keys, values, kv_len, scale, place, bounds, mask, score = context
     start = tile * BLOCK_KV
     kv_idx = start + tl.arange(0, BLOCK_KV)[None, :]
@@ -156,7 +175,7 @@ def attend(acc, total, peak, context, tile, TILE: tl.constexpr):
         changed = score_mod(tables, numbers, row, s * scale, b, h, q_idx, kv_idx)
         s = tl.broadcast_to(changed * LOG2E, (BLOCK_Q, BLOCK_KV))
     if TILE != "full":
-        s = tl.where(keep_of(bounds, mask, place, kv_idx, kv_len, TILE), s, float("-inf"))
+        s = tl.where(keep_of(bounds, mask, place, kv_idx, kv_len, pattern, TILE), s, float("-inf"))
     new_peak = tl.maximum(peak, tl.max(s, 1))
     # a row with nothing kept yet has peak -inf, and -inf - -inf is NaN
     base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
@@ -180,7 +199,7 @@ def attend_span(acc, total, peak, context, first, last, gap_at, gap, TILE: tl.co
         tile = i
         if TILE != "full":
             tile = tl.where(i >= gap_at, i + gap, i)
-        acc, total, peak = attend(acc, total, peak, context, tile, TILE)
+        acc, total, peak = attend(acc, total, peak, context, tile, 0, TILE)
     return acc, total, peak
 
 
@@ -192,7 +211,19 @@ def attend_list(acc, total, peak, context, index, first, last, extra, whole, TIL
     for i in tl.range(first, last + extra, num_stages=NUM_STAGES):
         tile = following
         following = tl.load(index + i + 1, mask=i + 1 < last, other=whole)
-        acc, total, peak = attend(acc, total, peak, context, tile, TILE)
+        acc, total, peak = attend(acc, total, peak, context, tile, 0, TILE)
+    return acc, total, peak
+
+
+@triton.jit
+def attend_bits(acc, total, peak, context, index, patterns, first, last):
+    """The tiles named by index[first:last], each masked by the bits whose number stands at the same place of `patterns`."""
+    following, next_pattern = tl.load(index + first, mask=first < last, other=0), tl.load(patterns + first, mask=first < last, other=0)
+    for i in tl.range(first, last, num_stages=NUM_STAGES):
+        tile, pattern = following, next_pattern
+        following = tl.load(index + i + 1, mask=i + 1 < last, other=0)
+        next_pattern = tl.load(patterns + i + 1, mask=i + 1 < last, other=0)
+        acc, total, peak = attend(acc, total, peak, context, tile, pattern, "bits")
     return acc, total, peak
 
 
@@ -205,27 +236,26 @@ def attend_ranges(acc, total, peak, context, ranges, whole):
     last = tl.load(ranges + 3)
     gap = tl.maximum(last_full - first_full, 0)
     acc, total, peak = attend_span(acc, total, peak, context, first_full, first_full + gap, 0, 0, "full")
-    if PIECES > 0:
-        acc, total, peak = attend_span(acc, total, peak, context, first, last, first_full, gap, "bounded")
-    else:
-        acc, total, peak = attend_span(acc, total, peak, context, first, last, first_full, gap, "evaluated")
+    acc, total, peak = attend_span(acc, total, peak, context, first, last, first_full, gap, "bounded")
     return acc, total, peak
 
 
 @triton.jit
-def attend_lists(acc, total, peak, context, counts, index, whole):
-    """List form: FULL tiles, then those cut by row intervals, then those to evaluate. A short FULL tile (always the last one, number
-    `whole`) is evaluated where the plan can, as row intervals may then hold for tiles counted as cut by them only."""
+def attend_lists(acc, total, peak, context, counts, offsets, index, patterns, whole):
+    """List form: FULL tiles, then PARTIAL ones; a short FULL tile (always the last one, number `whole`) is masked as well."""
     full = tl.load(counts)
-    bounded = full + tl.load(counts + 1)
-    evaluated = bounded + tl.load(counts + 2)
-    short = (tl.load(index + full - 1, mask=full > 0, other=-1) == whole).to(tl.int32)
-    acc, total, peak = attend_list(acc, total, peak, context, index, 0, full - short, 0, whole, "full")
+    first = tl.load(offsets)
+    short = (tl.load(index + first + full - 1, mask=full > 0, other=-1) == whole).to(tl.int32)
+    acc, total, peak = attend_list(acc, total, peak, context, index, first, first + full - short, 0, whole, "full")
+    first = tl.load(offsets + 1)
+    last = first + tl.load(counts + 1)
     if PIECES > 0:
-        cut_short = 0 if EVALUATED else short
-        acc, total, peak = attend_list(acc, total, peak, context, index, full, bounded, cut_short, whole, "bounded")
-    if EVALUATED:
-        acc, total, peak = attend_list(acc, total, peak, context, index, bounded, evaluated, short, whole, "evaluated")
+        acc, total, peak = attend_list(acc, total, peak, context, index, first, last, short, whole, "bounded")
+    elif BITS:
+        acc, total, peak = attend_bits(acc, total, peak, context, index, patterns, first, last)
+        acc, total, peak = attend_span(acc, total, peak, context, whole, whole + short, 0, 0, "tail")
+    else:
+        acc, total, peak = attend_list(acc, total, peak, context, index, first, last, short, whole, "evaluated")
     return acc, total, peak
 
 
@@ -252,8 +282,17 @@ def attention_forward(
     mask_tables, mask_numbers, score_tables, score_numbers,  # tuples: see `pack`
     row_starts, row_stops, stride_rb, stride_rh,  # row intervals int32 [.., .., Q, PIECES], strides in rows
     ranges, counts, offsets, index, stride_mb, stride_mh,  # the tile map, strides in tile rows
+    patterns, words,  # the numbers of PARTIAL tiles' bits, beside `index`, and the bits
+    broken,  # int32: 0 where the map's row intervals, or bits, hold
 ):  # fmt: skip
     """One tile row of the output."""
+    idle = False
+    if RUNS == "hold":
+        idle = tl.load(broken) != 0
+    if RUNS == "fail":
+        idle = tl.load(broken) == 0
+    if idle:
+        return
     m, b, h = find_tile(q_len, heads, resident)
     b64, h64 = b.to(tl.int64), h.to(tl.int64)
     kv_b, kv_h = b * kv_batch, h // group
@@ -270,7 +309,9 @@ def attention_forward(
         values = (v + kv_b64 * stride_vb + kv_h64 * stride_vh, kv_b, kv_h, stride_vn)
     bounds = load_bounds(row_starts, row_stops, b64 * stride_rb + h64 * stride_rh + q_idx, q_idx < q_len)
     mask = (mask_tables, mask_numbers, ())
-    if EVALUATED:
+    if BITS:
+        mask = words
+    elif MAP_FORM == "list" and PIECES == 0:
         mask = (mask_tables, mask_numbers, mask_row(mask_tables, mask_numbers, b, h, q_idx))
     score = (score_tables, score_numbers, ())
     if SCORE:
@@ -291,8 +332,7 @@ def attention_forward(
     elif MAP_FORM == "range":
         acc, total, peak = attend_ranges(acc, total, peak, context, ranges + tile_row * 4, whole)
     else:
-        listed = index + tl.load(offsets + tile_row)
-        acc, total, peak = attend_lists(acc, total, peak, context, counts + tile_row * 3, listed, whole)
+        acc, total, peak = attend_lists(acc, total, peak, context, counts + tile_row * 2, offsets + tile_row * 2, index, patterns, whole)
 
     # not `total > 0`: a NaN must come out as NaN
     empty = total == 0.0

@@ -14,6 +14,23 @@ def number(packed):
 
 
 @triton.jit
+def count_below(row, stride, size, target, valid, RIGHT: tl.constexpr, TYPE: tl.constexpr):
+    """How many entries of an ascending row are below `target` (RIGHT: at or below it), int32, by binary search on entries as TYPE.
+
+    Nothing is read where `valid` is false. The answer lies in [first, first + left] all the time, and `left` is the same for all.
+    """
+    first = tl.where(valid & (target < 0), 0, 0)
+    left = tl.minimum(size, 2147483647).to(tl.int32)
+    while left > 0:
+        half = left - left // 2
+        entry = tl.load(row + (first + (half - 1)).to(tl.int64) * stride, mask=valid, other=0).to(TYPE)
+        beyond = entry > target if RIGHT else entry >= target
+        first = tl.where(beyond, first, first + half)
+        left -= half
+    return first
+
+
+@triton.jit
 def floor_div(x, y):
     """x // y rounded down, as in Python (Triton rounds toward zero)."""
     quotient = x // y
@@ -136,3 +153,26 @@ def round_bfloat16(x):
     bits = x.to(tl.int32, bitcast=True)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
     return tl.where(x == x, rounded.to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def skew(x):
+    """x [M, N], N a power of two, with row i turned left by i: a diagonal of x, broken in pieces of N, becomes a column."""
+    row = tl.arange(0, x.shape[0])[:, None]
+    column = tl.arange(0, x.shape[1])[None, :]
+    return tl.gather(x, (row + column) & (x.shape[1] - 1), axis=1)
+
+
+@triton.jit
+def diagonal_sums(skewed, turn):
+    """Sums [1, N] along those pieces of diagonals that `skew` has turned round `turn` times."""
+    row = tl.arange(0, skewed.shape[0])[:, None]
+    column = tl.arange(0, skewed.shape[1])[None, :]
+    return tl.sum(tl.where((row + column) // skewed.shape[1] == turn, skewed, 0.0), 0, keep_dims=True)
+
+
+@triton.jit
+def diagonal_ends(q_idx, kv_idx, skewed, turn):
+    """A query and keys [1, N] on the diagonals of `diagonal_sums`: moved along them to where no index is negative."""
+    reach = skewed.shape[0] + skewed.shape[1]
+    return tl.min(q_idx) + reach, kv_idx + (reach - turn * skewed.shape[1])

@@ -5,15 +5,16 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .forward import (
+    BITS,
     BLOCK_KV,
     BLOCK_Q,
-    EVALUATED,
     MAP_FORM,
     NUM_STAGES,
     NUM_WARPS,
     PADDED_DIM,
     PADDED_V_DIM,
     PIECES,
+    RUNS,
     SCORE,
     TMA,
     attention_forward,
@@ -79,18 +80,22 @@ def resident_heads(heads, kv_len, row_bytes):
 
 
 def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row_starts=None, row_stops=None,
-            ranges=None, counts=None, offsets=None, index=None):  # fmt: skip
+            ranges=None, counts=None, offsets=None, index=None, patterns=None, words=None, broken=None, into=None):  # fmt: skip
     """(out [B, Hq, Q, Dv], lse float32 [B, Hq, Q]) of q [B, Hq, Q, D], k [B or 1, Hkv, KV, D], v [B or 1, Hkv, KV, Dv].
 
     Captures come from `pack`. row_starts and row_stops are int32 [B or 1, Hq or 1, Q, PIECES]; the map is `ranges` int32 [B or 1,
-    Hq or 1, tile rows, 4], or `counts` int32 [.., .., tile rows, 3] with `offsets` and `index`. All are contiguous.
+    Hq or 1, tile rows, 4], or `counts` and `offsets` int32 [.., .., tile rows, 2] with `index`, and with bits `patterns` and `words`.
+    All are contiguous. `broken` is the flag that a kernel looks at which does not always run; `into` the (out, lse) that its partner
+    has filled where this one returns.
     """
     batch, heads, q_len, _ = q.shape
     kv_len = k.shape[2]
     if max(batch, heads, q_len, kv_len) > MAX_INDEX:
         raise ValueError(f"sizes beyond {MAX_INDEX} are not supported; got q {tuple(q.shape)}, k {tuple(k.shape)}")
-    out = torch.empty(batch, heads, q_len, v.shape[3], dtype=q.dtype, device=q.device)
-    lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=q.device)
+    out, lse = into or (
+        torch.empty(batch, heads, q_len, v.shape[3], dtype=q.dtype, device=q.device),
+        torch.empty(batch, heads, q_len, dtype=torch.float32, device=q.device),
+    )
     if lse.numel() == 0:
         return out, lse
     if kv_len == 0:
@@ -111,7 +116,7 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         *mask_captures, *score_captures,
         row_starts, row_stops, *strides(row_starts, q_len),
-        ranges, counts, offsets, index, *strides(tile_map, tiles),
+        ranges, counts, offsets, index, *strides(tile_map, tiles), patterns, None if words is None else words.view(torch.uint8), broken,
         num_warps=NUM_WARPS.value, num_stages=NUM_STAGES.value, enable_fp_fusion=True,
     )  # fmt: skip
     return out, lse
@@ -128,22 +133,21 @@ def strides(x, rows):
 
 def attention(q, k, v, mask_tensors=(), mask_scalars=(), score_tensors=(), score_scalars=(), scale=None):
     """(out, lse) with a trivial map: every tile is computed and cut by the mask. Captures are in the order of the file's header."""
+    if BITS:
+        raise ValueError("this kernel reads the bits of partial tiles, which the caller must bring: see `forward`")
     batch, heads, q_len, head_dim = q.shape
     kv_len = k.shape[2]
     tile_rows, tile_columns = triton.cdiv(q_len, BLOCK_Q.value), triton.cdiv(kv_len, BLOCK_KV.value)
-    given = {}
-    if PIECES > 0 and not EVALUATED:
+    given = {"broken": torch.full((1,), int(RUNS == "fail"), dtype=torch.int32, device=q.device)}
+    if PIECES > 0:
         given["row_starts"], given["row_stops"] = row_bounds(mask_tensors, mask_scalars, q_len, kv_len, batch, heads, q.device)
-    elif PIECES > 0:
-        nothing = torch.zeros(1, 1, q_len, PIECES.value, dtype=torch.int32, device=q.device)
-        given["row_starts"] = given["row_stops"] = nothing
     if MAP_FORM == "range":
         ranges = torch.tensor([0, 0, 0, tile_columns], dtype=torch.int32, device=q.device)
         given["ranges"] = ranges.expand(1, 1, tile_rows, 4).contiguous()
     elif MAP_FORM == "list":
-        counts = [0, 0, tile_columns] if EVALUATED else [0, tile_columns, 0]
-        given["counts"] = torch.tensor(counts, dtype=torch.int32, device=q.device).expand(1, 1, tile_rows, 3).contiguous()
-        given["offsets"] = torch.zeros(1, 1, tile_rows, dtype=torch.int32, device=q.device)
+        counts = torch.tensor([0, tile_columns], dtype=torch.int32, device=q.device)
+        given["counts"] = counts.expand(1, 1, tile_rows, 2).contiguous()
+        given["offsets"] = torch.zeros(1, 1, tile_rows, 2, dtype=torch.int32, device=q.device)
         given["index"] = torch.arange(tile_columns, dtype=torch.int32, device=q.device)
     mask, score = pack(mask_tensors, mask_scalars), pack(score_tensors, score_scalars)
     return forward(q, k, v, head_dim**-0.5 if scale is None else scale, mask, score, **given)

@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,25 @@ from typing import Any
 import torch
 
 from ..lowering import KernelPlan
+from ..lowering.plan_backward import BackwardPlan
 
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9]+)", re.MULTILINE)
+_LABEL = re.compile(r"^\s*(\.L_x_\d+):")
+# loops end in a conditional jump; others come back from code that waits out of line
+_JUMP = re.compile(r"@!?U?P\d+\s+BRA\b.*`\((\.L_x_\d+)\)")
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a kernel. `spills` counts loads and stores of registers that did not fit (LDL and STL)."""
+    """What the compiler made of a kernel. `spills` counts loads and stores of registers that did not fit (LDL and STL), `loop_spills` those
+    of them in the innermost loops that multiply matrices."""
 
     arch: int
     registers: int
     spills: int
     shared_bytes: int
     opcodes: dict[str, int]
+    loop_spills: int
 
 
 class _OfflineDriver:
@@ -74,9 +80,27 @@ def compile_offline(
     score: tuple[Sequence[torch.Tensor], Sequence[int | float]] = ((), ()),
 ) -> Compiled:
     """Compile `module` (a loaded kernel file of `plan`) for `arch`, by default the plan's; captures are CPU tensors and numbers."""
-    arguments = _arguments(module, plan, mask, score)
-    with _compiling_for(arch or plan.arch):
-        kernel = module.attention_forward.warmup(*arguments, grid=(1,), num_warps=plan.num_warps, num_stages=plan.num_stages)
+    arguments = _recorded(module, "attention_forward", lambda: _call_forward(module, plan, mask, score))
+    return _compile(module.attention_forward, arguments, plan, arch or plan.arch)
+
+
+def compile_backward_offline(
+    module: Any,
+    plan: BackwardPlan,
+    arch: int | None = None,
+    mask: tuple[Sequence[torch.Tensor], Sequence[int | float]] = ((), ()),
+    score: tuple[Sequence[torch.Tensor], Sequence[int | float]] = ((), ()),
+    grads: Sequence[torch.Tensor] = (),
+) -> Compiled:
+    """The same for a backward kernel; `grads` are float32 CPU tensors for a plan that scatters."""
+    kernel = "attention_backward_q" if plan.part == "dq" else "attention_backward_kv"
+    arguments = _recorded(module, kernel, lambda: _call_backward(module, plan, mask, score, grads))
+    return _compile(getattr(module, kernel), arguments, plan, arch or plan.arch)
+
+
+def _compile(kernel: Any, arguments: list[Any], plan: KernelPlan | BackwardPlan, arch: int) -> Compiled:
+    with _compiling_for(arch):
+        kernel = kernel.warmup(*arguments, grid=(1,), num_warps=plan.num_warps, num_stages=plan.num_stages)
     text = _run_on(kernel.asm["cubin"], "nvdisasm", "-c")
     usage = _run_on(kernel.asm["cubin"], "cuobjdump", "-res-usage")
     opcodes = Counter(_INSTRUCTION.findall(text))
@@ -84,10 +108,21 @@ def compile_offline(
     if registers is None or not opcodes:
         raise RuntimeError(f"the disassembler printed nothing useful: {text[:200]} {usage[:200]}")
     spills = opcodes["LDL"] + opcodes["STL"]
-    return Compiled(arch or plan.arch, int(registers.group(1)), spills, kernel.metadata.shared, dict(opcodes))
+    return Compiled(arch, int(registers.group(1)), spills, kernel.metadata.shared, dict(opcodes), _loop_spills(text))
 
 
-def _arguments(module: Any, plan: KernelPlan, mask: Any, score: Any) -> list[Any]:
+def _loop_spills(text: str) -> int:
+    """LDL and STL in the loops of a disassembly that multiply matrices and hold no such loop themselves."""
+    lines = text.split("\n")
+    labels = {found[1]: i for i, line in enumerate(lines) if (found := _LABEL.match(line))}
+    jumps = [(labels.get(found[1], i), i) for i, line in enumerate(lines) if (found := _JUMP.search(line))]
+    counts = {(a, b): Counter(_INSTRUCTION.findall("\n".join(lines[a:b]))) for a, b in jumps if a < b}
+    loops = {span: count for span, count in counts.items() if count["HGMMA"] + count["HMMA"] + count["FFMA"] > 1}
+    inner = [s for s in loops if not any(s != other and s[0] <= other[0] and other[1] <= s[1] for other in loops)]
+    return sum(loops[s]["LDL"] + loops[s]["STL"] for s in inner)
+
+
+def _recorded(module: Any, name: str, call: Callable[[], object]) -> list[Any]:
     """Arguments of the kernel as a call would pass them, by way of the launcher itself."""
     recorded: list[Any] = []
 
@@ -95,23 +130,58 @@ def _arguments(module: Any, plan: KernelPlan, mask: Any, score: Any) -> list[Any
         def __getitem__(self, grid: Any) -> Any:
             return lambda *args, **options: recorded.extend(args)
 
-    kernel, module.attention_forward = module.attention_forward, Recorder()
-    dtype = getattr(torch, plan.dtype)
-    q, k = torch.empty(2, 4, 1000, plan.head_dim, dtype=dtype), torch.empty(2, 2, 1000, plan.head_dim, dtype=dtype)
-    v = torch.empty(2, 2, 1000, plan.v_head_dim, dtype=dtype)
-    bounds = torch.zeros(1, 1, 1000, plan.pieces, dtype=torch.int32) if plan.pieces else None
-    tiles = -(-1000 // plan.block_q)
-    given: dict[str, torch.Tensor] = {}
-    if plan.map_form == "range":
-        given["ranges"] = torch.zeros(1, 1, tiles, 4, dtype=torch.int32)
-    elif plan.map_form == "list":
-        given["counts"] = torch.zeros(1, 1, tiles, 3, dtype=torch.int32)
-        given["offsets"] = given["index"] = torch.zeros(1, 1, tiles, dtype=torch.int32)
+    kernel = getattr(module, name)
+    setattr(module, name, Recorder())
     try:
-        module.forward(q, k, v, 0.125, module.pack(*mask), module.pack(*score), bounds, bounds, **given)
+        call()
     finally:
-        module.attention_forward = kernel
+        setattr(module, name, kernel)
     return recorded
+
+
+LENGTH = 1000
+
+
+def _tensors(plan: KernelPlan | BackwardPlan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k and v."""
+    dtype, n = getattr(torch, plan.dtype), LENGTH
+    sizes = ((2, 4, n, plan.head_dim), (2, 2, n, plan.head_dim), (2, 2, n, plan.v_head_dim))
+    q, k, v = (torch.empty(size, dtype=dtype) for size in sizes)
+    return q, k, v
+
+
+def _map(plan: KernelPlan | BackwardPlan, block: int) -> dict[str, torch.Tensor]:
+    """A map with lines of `block` places."""
+    lines, given = -(-LENGTH // block), {}
+    if plan.map_form == "range":
+        given["ranges"] = torch.zeros(1, 1, lines, 4, dtype=torch.int32)
+    elif plan.map_form == "list":
+        given["counts"] = given["offsets"] = torch.zeros(1, 1, lines, 2, dtype=torch.int32)
+        given["index"] = torch.zeros(lines, dtype=torch.int32)
+    if plan.runs != "always":
+        given["broken"] = torch.zeros(1, dtype=torch.int32)
+    return given
+
+
+def _bounds(plan: KernelPlan | BackwardPlan) -> torch.Tensor | None:
+    return torch.zeros(1, 1, LENGTH, plan.pieces, dtype=torch.int32) if plan.pieces else None
+
+
+def _call_forward(module: Any, plan: KernelPlan, mask: Any, score: Any) -> None:
+    bounds, given = _bounds(plan), _map(plan, plan.block_q)
+    module.forward(*_tensors(plan), 0.125, module.pack(*mask), module.pack(*score), bounds, bounds, **given)
+
+
+def _call_backward(module: Any, plan: BackwardPlan, mask: Any, score: Any, grads: Sequence[torch.Tensor]) -> None:
+    (q, k, v), bounds = _tensors(plan), _bounds(plan)
+    given = {"starts": bounds, "stops": bounds, **_map(plan, plan.block_q if plan.part == "dq" else plan.block_kv)}
+    dout = q.new_empty(*q.shape[:3], plan.v_head_dim)
+    terms = torch.empty(2, 4, 1024), torch.empty(2, 4, 1024)
+    mods = (module.pack(*mask), module.pack(*score))
+    if plan.part == "dq":
+        module.backward_q(q, k, v, dout, terms, 0.125, *mods, grads=grads, **given)
+    else:
+        module.backward_kv(q, k, v, dout, terms, 0.125, *mods, **given)
 
 
 def _run_on(cubin: bytes, tool: str, option: str) -> str:

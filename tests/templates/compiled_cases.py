@@ -15,19 +15,19 @@ from flexmask.ir import SCORE, K, Q, const, load, make
 from flexmask.lowering import CaptureSpec, TensorSpec, emit_function, plan_forward
 from flexmask.templates.assemble import assemble
 
-BOTH: dict[str, Any] = {"map_form": "list", "pieces": 1, "evaluated": True, "score": True}
+EVALUATED: dict[str, Any] = {"map_form": "list", "runs": "fail", "score": True}
 CAUSAL: dict[str, Any] = {"map_form": "range", "pieces": 1}
 CASES: dict[str, dict[str, Any]] = {
     "hopper full": {"head_dim": 128, "arch": 90, "loads": "tma"},
     "hopper causal": {"head_dim": 128, "arch": 90, "loads": "tma", **CAUSAL},
-    "hopper list, two intervals": {"head_dim": 128, "arch": 90, "loads": "tma", "map_form": "list", "pieces": 2},
-    "hopper everything": {"head_dim": 128, "arch": 90, "loads": "tma", **BOTH},
-    "hopper pointers": {"head_dim": 96, "arch": 90, **BOTH},
+    "hopper list, two intervals": {"head_dim": 128, "arch": 90, "loads": "tma", "map_form": "list", "pieces": 2, "runs": "hold"},
+    "hopper everything": {"head_dim": 128, "arch": 90, "loads": "tma", **EVALUATED},
+    "hopper pointers": {"head_dim": 96, "arch": 90, **EVALUATED},
     "hopper 256": {"head_dim": 256, "arch": 90, "loads": "tma", **CAUSAL},
     "ampere causal": {"head_dim": 128, "arch": 80, **CAUSAL},
-    "ampere everything": {"head_dim": 64, "arch": 80, "dtype": "float16", **BOTH},
-    "ampere 192 and 128": {"head_dim": 192, "v_head_dim": 128, "arch": 80, **BOTH},
-    "ampere float32": {"head_dim": 64, "arch": 80, "dtype": "float32", **BOTH},
+    "ampere everything": {"head_dim": 64, "arch": 80, "dtype": "float16", **EVALUATED},
+    "ampere 192 and 128": {"head_dim": 192, "v_head_dim": 128, "arch": 80, **EVALUATED},
+    "ampere float32": {"head_dim": 64, "arch": 80, "dtype": "float32", **EVALUATED},
 }
 DOCUMENT = make("eq", (load(0, "int", Q), load(0, "int", K))) & (K <= Q)
 SOFTCAP = const(30.0) * make("tanh", (make("truediv", (SCORE, const(30.0))),))

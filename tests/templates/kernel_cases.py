@@ -35,7 +35,6 @@ class Case:
     score: str = ""
     form: str = "none"
     pieces: int = 0
-    evaluated: bool = False
     shape: tuple[int, int, int, int, int] = (2, 2, 1, 37, 53)  # batch, heads, kv heads, q_len, kv_len
     dims: tuple[int, int] = (16, 16)
     dtype: str = "float32"
@@ -48,8 +47,8 @@ CAUSAL, WINDOW = "kv_idx <= q_idx", "(kv_idx <= q_idx) & (q_idx - kv_idx < s0)"
 TWO, THREE = "(kv_idx < 5) | ((kv_idx <= q_idx) & (q_idx - kv_idx < 7))", "(kv_idx % 20 < 6) & (kv_idx < 46)"
 DOCUMENT = "(t1[b, q_idx] == t1[b, kv_idx]) & (kv_idx <= q_idx)"
 SOFTCAP, BIAS = "5.0 * tanh(score / 5.0)", "score + t2[h, q_idx, kv_idx]"
-EVALUATED_RANGE: dict[str, Any] = {"form": "range", "evaluated": True}
-LIST: dict[str, Any] = {"form": "list", "evaluated": True}
+RANGE: dict[str, Any] = {"form": "range", "pieces": 1}
+LIST: dict[str, Any] = {"form": "list"}
 
 CASES = {
     "full": Case(),
@@ -74,46 +73,53 @@ CASES = {
     "tma": Case(loads="tma", dtype="float16"),
     "tma, padded head dim": Case(loads="tma", dtype="float16", dims=(40, 24)),
     "tma, strided, keys shared": Case(loads="tma", dtype="float16", options={"strided": True, "kv_batch": 1}),
-    "tma, causal": Case(CAUSAL, form="range", pieces=1, loads="tma", dtype="float16"),
-    "causal": Case(CAUSAL, form="range", pieces=1),
-    "causal, more queries than keys": Case(CAUSAL, form="range", pieces=1, shape=(1, 2, 2, 61, 33)),
-    "causal, uneven tiles": Case(CAUSAL, form="range", pieces=1, blocks=(32, 16)),
-    "causal, wide tiles": Case(CAUSAL, form="range", pieces=1, blocks=(16, 64), shape=(1, 1, 1, 150, 150)),
-    "causal, evaluated": Case(CAUSAL, **EVALUATED_RANGE),
+    "tma, causal": Case(CAUSAL, **RANGE, loads="tma", dtype="float16"),
+    "causal": Case(CAUSAL, **RANGE),
+    "causal, more queries than keys": Case(CAUSAL, **RANGE, shape=(1, 2, 2, 61, 33)),
+    "causal, uneven tiles": Case(CAUSAL, **RANGE, blocks=(32, 16)),
+    "causal, wide tiles": Case(CAUSAL, **RANGE, blocks=(16, 64), shape=(1, 1, 1, 150, 150)),
+    "causal, by the stops alone": Case(CAUSAL, **RANGE, options={"starts": False}),
     "causal, list": Case(CAUSAL, form="list", pieces=1),
     "causal, list, evaluated": Case(CAUSAL, **LIST),
-    "window": Case(WINDOW, form="range", pieces=1, shape=(1, 2, 1, 70, 70)),
-    "window, list of both kinds": Case(WINDOW, pieces=1, **LIST, shape=(1, 2, 1, 70, 70)),
-    "rows that keep nothing": Case("kv_idx < q_idx - 20", form="range", pieces=1),
+    "window": Case(WINDOW, **RANGE, shape=(1, 2, 1, 70, 70)),
+    "window, list": Case(WINDOW, pieces=1, **LIST, shape=(1, 2, 1, 70, 70)),
+    "window, its turn": Case(WINDOW, **RANGE, options={"runs": "hold", "broken": 0}),
+    "window, not its turn": Case(WINDOW, **RANGE, options={"runs": "hold", "broken": 1}),
+    "evaluated, its turn": Case(WINDOW, **LIST, options={"runs": "fail", "broken": 3}),
+    "evaluated, not its turn": Case(WINDOW, **LIST, options={"runs": "fail", "broken": 0}),
+    "lists stored backwards, with room between": Case(WINDOW, **LIST, options={"backwards": True}),
+    "rows that keep nothing": Case("kv_idx < q_idx - 20", **RANGE),
     "rows that keep nothing, evaluated": Case("(kv_idx < q_idx - 20) & (kv_idx % 2 == 0)", **LIST),
     "nothing kept at all": Case("(kv_idx < 0) & (q_idx < 0)", **LIST),
     "everything kept, list": Case("(kv_idx < 1000) & (q_idx < 1000)", pieces=1, **LIST),
     "everything kept, list, evaluated": Case("(kv_idx < 1000) & (q_idx < 1000)", **LIST),
-    "everything kept, range": Case("(kv_idx < 1000) & (q_idx < 1000)", form="range", pieces=1),
-    "everything kept, range, evaluated": Case("(kv_idx < 1000) & (q_idx < 1000)", **EVALUATED_RANGE),
-    "short full tile joins evaluated ones": Case("(40 < kv_idx) | (kv_idx % 2 == 0)", pieces=1, **LIST, options={"intervals": "wrong"}),
+    "everything kept, range": Case("(kv_idx < 1000) & (q_idx < 1000)", **RANGE),
+    "short full tile joins evaluated ones": Case("(40 < kv_idx) | (kv_idx % 2 == 0)", **LIST),
     "two intervals": Case(TWO, form="list", pieces=2, shape=(1, 2, 1, 70, 70)),
     "three intervals": Case(THREE, form="list", pieces=3),
     "document, by batch": Case(DOCUMENT, **LIST),
     "document, intervals by batch": Case(DOCUMENT, form="list", pieces=1),
-    "by head": Case("kv_idx <= q_idx + 5 * h - 10", form="range", pieces=1),
+    "by head": Case("kv_idx <= q_idx + 5 * h - 10", **RANGE),
     "by head, evaluated": Case("kv_idx <= q_idx + 5 * h - 10", **LIST),
     "by batch and head": Case("kv_idx % (b + h + 2) == 0", **LIST),
+    "bits": Case("t0[q_idx, kv_idx] & (kv_idx <= q_idx + 8)", **LIST, options={"bits": True}),
+    "bits, uneven tiles": Case("kv_idx % (b + h + 2) == 0", **LIST, blocks=(16, 64), options={"bits": True}),
+    "bits, short full tile": Case("(40 < kv_idx) | (kv_idx % 2 == 0)", **LIST, options={"bits": True, "runs": "hold", "broken": 0}),
     "bool table": Case("t0[q_idx, kv_idx]", **LIST),
     "softcap": Case(score=SOFTCAP),
     "bias": Case(score=BIAS),
-    "bias and causal": Case(CAUSAL, BIAS, form="range", pieces=1),
+    "bias and causal": Case(CAUSAL, BIAS, **RANGE),
     "softcap and document": Case(DOCUMENT, SOFTCAP, **LIST),
     "softcap, scale negative": Case(score=SOFTCAP, options={"scale": -0.3}),
-    "slope": Case(CAUSAL, "score + s1 * (kv_idx - q_idx) * (h + 1)", form="range", pieces=1),
+    "slope": Case(CAUSAL, "score + s1 * (kv_idx - q_idx) * (h + 1)", **RANGE),
     "score that masks": Case(score="where(kv_idx < q_idx - 10, score, -inf)"),
     "score that forgets": Case(score="0.5 * kv_idx"),
-    "nan query": Case(CAUSAL, form="range", pieces=1, options={"nan": "q"}),
+    "nan query": Case(CAUSAL, **RANGE, options={"nan": "q"}),
     "nan query, full": Case(options={"nan": "q"}),
-    "nan key beyond every query": Case("kv_idx < 40", form="range", pieces=1, options={"nan": "k"}),
+    "nan key beyond every query": Case("kv_idx < 40", **RANGE, options={"nan": "k"}),
     "nan around the tensors": Case(options={"nan": "around"}),
     "nan around the tensors, causal": Case(CAUSAL, form="list", pieces=1, options={"nan": "around"}),
-    "trivial map, causal": Case(CAUSAL, form="range", evaluated=True, options={"trivial": True}),
+    "trivial map, causal": Case(CAUSAL, **LIST, options={"trivial": True}),
     "trivial map, document and softcap": Case(DOCUMENT, SOFTCAP, **LIST, options={"trivial": True}),
 }
 
@@ -183,12 +189,13 @@ def make_map(case: Case, keep: torch.Tensor, block_q: int, block_kv: int) -> Any
     rows, columns = -(-q_len // block_q), -(-kv_len // block_kv)
     tile = lambda m, n: keep[..., m * block_q : (m + 1) * block_q, n * block_kv : (n + 1) * block_kv].flatten(-2)
     states = torch.stack([torch.stack([tile(m, n).any(-1) + 0 + tile(m, n).all(-1) for n in range(columns)], -1) for m in range(rows)], -2)
-    made = SimpleNamespace(ranges=None, counts=None, offsets=None, index=None, intervals=None)
+    made = SimpleNamespace(ranges=None, counts=None, offsets=None, index=None, intervals=None, broken=None, patterns=None, words=None)
+    if "broken" in case.options:
+        made.broken = torch.tensor([case.options["broken"], 0], dtype=torch.int32)
     if case.pieces:
         made.intervals = SimpleNamespace(starts=torch.zeros(b, h, q_len, case.pieces, dtype=torch.int32))
         made.intervals.ends = made.intervals.starts.clone()
-        if case.options.get("intervals") != "wrong":
-            fill_intervals(made.intervals, keep)
+        fill_intervals(made.intervals, keep)
     ranges, counts, offsets, index = [], [], [], []
     for line in states.reshape(-1, columns):
         full, partial = (line == 2).nonzero().flatten().tolist(), (line == 1).nonzero().flatten().tolist()
@@ -196,19 +203,38 @@ def make_map(case: Case, keep: torch.Tensor, block_q: int, block_kv: int) -> Any
         ranges.append(
             [kept[0], full[0], full[-1] + 1, kept[-1] + 1] if full else [kept[0], kept[0], kept[0], kept[-1] + 1] if kept else [0] * 4
         )
-        bounded = len(partial) if case.pieces and not case.evaluated else len(partial) // 2 if case.pieces else 0
-        if case.options.get("intervals") == "wrong":
-            bounded = 0
-        counts.append([len(full), bounded, len(partial) - bounded])
-        offsets.append(len(index))
+        counts.append([len(full), len(partial)])
+        if case.options.get("backwards"):
+            partial = [*partial[::-1], -7]  # room that nobody reads
+        offsets.append([len(index), len(index) + len(full)])
         index += full + partial
+    if case.options.get("bits"):
+        add_bits(made, keep, index, offsets, counts, block_q, block_kv)
     if case.form == "range":
         made.ranges = torch.tensor(ranges, dtype=torch.int32).reshape(b, h, rows, 4)
     else:
-        made.counts = torch.tensor(counts, dtype=torch.int32).reshape(b, h, rows, 3)
-        made.offsets = torch.tensor(offsets, dtype=torch.int32).reshape(b, h, rows)
+        made.counts = torch.tensor(counts, dtype=torch.int32).reshape(b, h, rows, 2)
+        made.offsets = torch.tensor(offsets, dtype=torch.int32).reshape(b, h, rows, 2)
         made.index = torch.tensor(index, dtype=torch.int32)
     return made
+
+
+def add_bits(
+    made: Any, keep: torch.Tensor, index: list[int], offsets: list[list[int]], counts: list[list[int]], block_q: int, block_kv: int
+) -> None:
+    """A pattern for each PARTIAL tile, numbered backwards."""
+    rows, words = -(-keep.shape[2] // block_q), []
+    made.patterns = torch.full((len(index),), -9, dtype=torch.int32)
+    for line, ((_, first), (_, count)) in enumerate(zip(offsets, counts, strict=True)):
+        lead, m = divmod(line, rows)
+        for place in range(first, first + count):
+            tile = keep.flatten(0, 1)[lead, m * block_q : (m + 1) * block_q, index[place] * block_kv : (index[place] + 1) * block_kv]
+            padded = torch.zeros(block_q, -(-block_kv // 32) * 32, dtype=torch.int64)
+            padded[: tile.shape[0], : tile.shape[1]] = tile
+            made.patterns[place] = -1 - len(words)
+            words.append((padded.unflatten(1, (-1, 32)) << torch.arange(32)).sum(-1))
+    made.patterns += len(words)
+    made.words = torch.stack(words[::-1]).to(torch.int32)
 
 
 def fill_intervals(intervals: Any, keep: torch.Tensor) -> None:
@@ -225,13 +251,14 @@ def check(case: Case, folder: Path) -> None:
     tensors, scalars = captures(case)
     spec = CaptureSpec.of(tensors, SPEC_NAMES[0], scalars, SPEC_NAMES[1])
     plan = plan_forward(
-        case.dims[0], case.dims[1], dtype=case.dtype, arch=90, map_form=case.form, pieces=case.pieces, evaluated=case.evaluated,
+        case.dims[0], case.dims[1], dtype=case.dtype, arch=90, map_form=case.form, pieces=case.pieces,
+        bits=case.options.get("bits", False), starts=case.options.get("starts", True), runs=case.options.get("runs", "always"),
         score=score is not None, loads=case.loads,
     )  # fmt: skip
     if case.blocks is not None:
         plan = replace(plan, block_q=case.blocks[0], block_kv=case.blocks[1])
     source = assemble(
-        plan, mask=None if mask is None or not case.evaluated else emit_function("mask", mask, spec, "mask"),
+        plan, mask=None if mask is None or not plan.evaluated else emit_function("mask", mask, spec, "mask"),
         score=None if score is None else emit_function("score", score, spec, "score"), header=[repr(case)],
     )  # fmt: skip
     path = folder / f"kernel_{abs(hash(source))}.py"
@@ -245,7 +272,10 @@ def check(case: Case, folder: Path) -> None:
         out, lse = module.attention(q, k, v, *both, *both, scale=scale)
     else:
         tile_map = None if case.form == "none" else make_map(case, keep, plan.block_q, plan.block_kv)
-        out, lse = launch_forward(module, q, k, v, scale, tile_map, both, both)
+        into = torch.full(expected.shape, 7.0, dtype=q.dtype), torch.full(expected_lse.shape, 7.0)
+        out, lse = launch_forward(module, q, k, v, scale, tile_map, both, both, into=into if "runs" in case.options else None)
+        if plan.runs != "always" and (case.options["broken"] == 0) != (plan.runs == "hold"):
+            expected, expected_lse = expected * 0 + 7, expected_lse * 0 + 7  # what its partner wrote stands
     loose = TOLERANCE[case.dtype]
     torch.testing.assert_close(out.double(), expected, equal_nan=True, atol=loose, rtol=loose)
     torch.testing.assert_close(lse.double(), expected_lse, equal_nan=True, atol=loose, rtol=loose)

@@ -17,7 +17,7 @@ SOFTCAP = const(5.0) * make("tanh", (make("truediv", (SCORE, const(5.0))),))
 
 
 def window_file(**plan):
-    chosen = plan_forward(16, dtype="float32", arch=90, evaluated=True, score=True, map_form="list", **plan)
+    chosen = plan_forward(16, dtype="float32", arch=90, score=True, map_form="list", **plan)
     mask, score = emit_function("window", WINDOW, SPEC, "mask"), emit_function("softcap", SOFTCAP, CaptureSpec(), "score")
     return assemble(chosen, mask, score, ["mask window @ user.py:12", "keep: ..."])
 
@@ -31,7 +31,7 @@ def causal_file():
 
 FILES = {
     "list": window_file,
-    "both": lambda: window_file(pieces=2),
+    "flagged": lambda: window_file(runs="fail"),
     "range": causal_file,
     "plain": lambda: assemble(plan_forward(128, loads="tma")),
 }
@@ -62,7 +62,7 @@ def test_only_helpers_that_are_called_are_copied():
 
 def test_what_the_plan_needs_must_be_given():
     with pytest.raises(ValueError, match="mask's text"):
-        assemble(plan_forward(64, map_form="list", evaluated=True))
+        assemble(plan_forward(64, map_form="list"))
     with pytest.raises(ValueError, match="score mod"):
         assemble(plan_forward(64, score=True))
     with pytest.raises(ValueError, match="score mod"):

@@ -1,0 +1,194 @@
+"""The list kernels against brute force. Run as a script under TRITON_INTERPRET=1; prints {case: what is wrong} as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import dataclass
+
+import torch
+
+EMPTY, PARTIAL, FULL = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class States:
+    """A table of states [B, H, rows, columns], `kept` of ten tiles kept; `share` 0: as many as columns."""
+
+    shape: tuple[int, int, int, int]
+    kept: int = 5
+    share: int = 0
+    slab: int = 1000
+    flag: int | None = None
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Row intervals of a kind, by rows of `length` over `other` indices, in tiles of `block`."""
+
+    kind: str
+    lead: tuple[int, int] = (1, 1)
+    length: int = 50
+    other: int = 70
+    block: tuple[int, int] = (16, 8)
+    pieces: int = 1
+    share: int = 0
+
+
+CASES: dict[str, States | Pieces] = {
+    "states": States((2, 2, 5, 20)),
+    "one tile": States((1, 1, 1, 1), 10),
+    "one column": States((1, 3, 7, 1)),
+    "many columns": States((1, 1, 2, 2100)),
+    "nothing kept": States((1, 1, 3, 5), 0),
+    "everything kept": States((1, 1, 3, 5), 10),
+    "slabs": States((2, 2, 7, 20), slab=3),
+    "small shares": States((1, 2, 12, 20), 3, share=6),
+    "small shares, slabs": States((2, 1, 12, 20), 3, share=6, slab=5),
+    "shares of one": States((1, 1, 12, 20), 1, share=1),
+    "small shares, many columns": States((1, 1, 2, 2100), share=1000),
+    "asked for": States((1, 1, 3, 5), flag=1),
+    "not asked for": States((1, 1, 3, 5), flag=0),
+    "causal": Pieces("causal"),
+    "causal, short last tile kept whole": Pieces("causal", length=90, other=67, block=(8, 16)),
+    "causal, uneven blocks": Pieces("causal", block=(7, 11)),
+    "causal, blocks of one": Pieces("causal", length=9, other=12, block=(1, 1)),
+    "causal, small shares": Pieces("causal", length=80, other=80, share=4),
+    "window": Pieces("window", length=100, other=100),
+    "window, tall blocks": Pieces("window", length=100, other=100, block=(64, 3)),
+    "window and sink": Pieces("sink", length=100, other=100, pieces=2),
+    "window and sink, three pieces": Pieces("sink", length=100, other=100, pieces=3),
+    "random": Pieces("random", (2, 3), pieces=2),
+    "random, one piece": Pieces("random", length=33),
+    "random, three pieces": Pieces("random", (2, 1), pieces=3, block=(8, 4)),
+    "random, many columns": Pieces("random", length=7, other=1500, block=(4, 2), pieces=3),
+    "random, small shares": Pieces("random", (2, 1), pieces=3, block=(8, 4), share=5),
+    "rows alike, many columns": Pieces("alike", length=9, other=1500, block=(4, 2), pieces=3),
+    "everything": Pieces("all", pieces=2),
+    "nothing": Pieces("nothing", (2, 2), pieces=2),
+    "one row": Pieces("random", length=1),
+    "one index": Pieces("all", other=1),
+    "no rows": Pieces("nothing", length=0),
+    "no indices": Pieces("nothing", other=0),
+}
+
+
+def room(lead: tuple[int, int], rows: int, columns: int, share: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
+    """counts, offsets, index, share and iota, filled with what must not be believed."""
+    share = share or columns
+    iota = lead[0] * lead[1] * rows * share
+    index = torch.full((iota + columns,), -5, dtype=torch.int32)
+    index[iota:] = torch.arange(columns)
+    counts = torch.full((*lead, rows, 2), -5, dtype=torch.int32)
+    return counts, counts.clone(), index, share, iota
+
+
+def assert_listed(states: torch.Tensor, counts: torch.Tensor, offsets: torch.Tensor, index: torch.Tensor, share: int) -> None:
+    """The lists hold just these states; rows that outgrow their share hold everything between their ends as PARTIAL."""
+    flat, columns = states.flatten(0, 2), states.shape[3]
+    for row, (state, count, offset) in enumerate(zip(flat, counts.view(-1, 2).tolist(), offsets.view(-1, 2).tolist(), strict=True)):
+        full, partial = (index[at : at + n].tolist() for at, n in zip(offset, count, strict=True))
+        kept = state.nonzero().flatten().tolist()
+        if len(kept) > share:
+            assert full == [], row
+            assert partial == list(range(kept[0], kept[-1] + 1)), row
+        else:
+            assert full == (state == FULL).nonzero().flatten().tolist(), (row, full)
+            assert partial[::-1] == (state == PARTIAL).nonzero().flatten().tolist(), (row, partial)
+            assert offset[0] == row * share or not full
+            assert offset[1] + count[1] == (row + 1) * share or not partial
+    assert index[len(index) - columns :].tolist() == list(range(columns))
+
+
+def check_states(case: States) -> None:
+    from flexmask.templates.lists import list_states
+
+    g = torch.Generator().manual_seed(6)
+    kept = torch.rand(case.shape, generator=g) * 10 < case.kept
+    states = (kept * torch.randint(1, 3, case.shape, generator=g)).to(torch.int8)
+    counts, offsets, index, share, iota = room(case.shape[:2], *case.shape[2:], case.share)
+    flag = None if case.flag is None else torch.tensor([case.flag, 1 - case.flag], dtype=torch.int32)
+    for first in range(0, case.shape[2], case.slab):
+        slab = states[:, :, first : first + case.slab].contiguous()
+        list_states(slab, counts, offsets, index, first, share, iota, evaluated_only_if=flag)
+    if case.flag == 0:
+        assert (counts == -5).all() and (offsets == -5).all() and (index[:iota] == -5).all()
+    else:
+        assert_listed(states, counts, offsets, index, share)
+
+
+def bounds_of(case: Pieces) -> torch.Tensor:
+    """keep [B, H, length, other]."""
+    g = torch.Generator().manual_seed(7)
+    row, place = torch.arange(case.length)[:, None], torch.arange(case.other)
+    shape = (*case.lead, case.length, case.other)
+    if case.kind in ("random", "alike"):
+        ends = torch.randint(0, case.other + 1, (*case.lead, case.length, 2 * case.pieces), generator=g).sort(-1).values
+        ends = ends[:, :, :1] + (row % 3) if case.kind == "alike" else ends
+        return sum((place >= ends[..., i : i + 1]) & (place < ends[..., i + 1 : i + 2]) for i in range(0, 2 * case.pieces, 2)) > 0
+    keep = {
+        "causal": place <= row,
+        "window": (place <= row) & (row - place < 20),
+        "sink": (place <= row) & ((row - place < 20) | (place < 5)),
+        "all": row + place >= 0,
+        "nothing": row + place < 0,
+    }[case.kind]
+    return keep.expand(shape)
+
+
+def settled(keep: torch.Tensor, pieces: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """starts, stops int32 [B, H, length, pieces] of the runs in each row."""
+    starts = torch.zeros(*keep.shape[:3], pieces, dtype=torch.int32)
+    stops = torch.zeros_like(starts)
+    for b, h, row in torch.cartesian_prod(*map(torch.arange, keep.shape[:3])).tolist():
+        line = torch.nn.functional.pad(keep[b, h, row].int(), (1, 1)).diff()
+        first, last = (line == 1).nonzero().flatten(), (line == -1).nonzero().flatten()
+        starts[b, h, row, : len(first)], stops[b, h, row, : len(last)] = first.int(), last.int()
+    return starts, stops
+
+
+def states_of(keep: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
+    rows, columns = (-(-n // side) for n, side in zip(keep.shape[2:], block, strict=True))
+    states = torch.zeros(*keep.shape[:2], rows, columns, dtype=torch.int8)
+    for i in range(rows):
+        for j in range(columns):
+            tile = keep[:, :, i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]].flatten(2)
+            states[:, :, i, j] = tile.any(-1).to(torch.int8) + tile.all(-1).to(torch.int8)
+    return states
+
+
+def check_pieces(case: Pieces) -> None:
+    from flexmask.templates.lists import list_intervals
+
+    keep = bounds_of(case)
+    starts, stops = settled(keep, case.pieces)
+    states = states_of(keep, case.block)
+    counts, offsets, index, share, iota = room(case.lead, *states.shape[2:], case.share)
+    list_intervals(starts, stops, counts, offsets, index, share, iota, *case.block, case.other)
+    assert_listed(states, counts, offsets, index, share)
+
+
+def check(case: States | Pieces) -> None:
+    if isinstance(case, States):
+        check_states(case)
+    else:
+        check_pieces(case)
+
+
+def main() -> None:
+    from flexmask.templates.interpreter import repair_interpreter
+
+    repair_interpreter()
+    results = {}
+    for name, case in CASES.items():
+        try:
+            check(case)
+            results[name] = ""
+        except Exception:
+            results[name] = traceback.format_exc()[-1500:]
+    json.dump(results, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
