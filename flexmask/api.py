@@ -17,7 +17,8 @@ from .mods import Mask, Score
 from .options import read_options
 from .runtime import forward
 from .runtime.checks import Shapes, check_captures, check_inputs, check_scale
-from .runtime.maps import interpreting
+from .runtime.differentiable import Call, attend
+from .runtime.maps import interpreting, refill_maps
 from .runtime.store import default_store
 
 BACKENDS = ("cpu", "triton", "reference")
@@ -28,7 +29,8 @@ class Attention:
 
     Called with q [B, Hq, Q, D], k [B or 1, Hkv, KV, D], v [B or 1, Hkv, KV, Dv], all of one dtype (float16, bfloat16, float32, float64)
     and device, it returns [B, Hq, Q, Dv] in that dtype; with `return_lse=True` also the logarithm of the softmax's denominator,
-    [B, Hq, Q], natural, float32 (float64 for float64 inputs). A query that keeps no key gives 0 and lse -inf.
+    [B, Hq, Q], natural, float32 (float64 for float64 inputs). A query that keeps no key gives 0 and lse -inf, and no gradient.
+    Gradients flow to q, k, v and to the float tensors that the score mod captures; the pass back computes scores anew.
     """
 
     def __init__(self, mask: Mask | None, score: Score | None, scale: float | None, enable_gqa: bool, backend: str | None):
@@ -46,27 +48,42 @@ class Attention:
         if backend == "reference":
             return reference.attention(q, k, v, self.mask, self.score, scale, self.enable_gqa, return_lse)
         request = self._request(q, shapes)
-        _refuse_gradients(q, k, v, *request.score_tensors)
-        run = forward.run_cpu if backend == "cpu" else forward.run_triton
         if self._debug and self._source_for != (shapes, q.dtype):
             print(self._debug_text((q, k, v), request, backend), file=sys.stderr)
         self._source_for = (shapes, q.dtype)
-        out, lse = run(default_store(), request, q, k, v, scale)
+        out, lse = attend(Call(default_store(), request, scale, backend), q, k, v)
         return (out, lse) if return_lse else out
 
     def source(self, part: str = "forward", *, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16) -> str:
         """The generated kernel as one self-contained Python file, for the shapes of the last call, or else for `head_dim` and `dtype`.
 
-        On a machine without a GPU it is the kernel that an sm_90 GPU would run.
+        On a machine without a GPU it is the kernel that an sm_90 GPU would run. Where two kernels take turns, by whether a captured
+        table ascends, "forward" is the one that compares with intervals and "forward, evaluated" the one that evaluates the mask.
         """
         return self.source_path(part, head_dim=head_dim, dtype=dtype).read_text(encoding="utf-8")
 
     def source_path(self, part: str = "forward", *, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16) -> Path:
-        """The file that `source` shows (a pathlib.Path in the cache directory)."""
-        if part != "forward":
-            raise BackendError(f'there is one kernel, "forward"; got {part!r}.')
+        """The file that `source` shows (a pathlib.Path in the cache directory). Raises BackendError for a kernel that there is not."""
         shapes, dtype = self._source_for or (Shapes(1, 1, 1, 4096, 4096, head_dim, head_dim), dtype)
-        return forward.kernel_path(default_store(), self._traces(shapes), dtype)
+        paths = forward.kernel_paths(default_store(), self._traces(shapes), dtype)
+        found = dict(zip(("forward", "forward, evaluated"), paths, strict=False))
+        if part not in found:
+            raise BackendError(f"the kernels are {' and '.join(map(repr, found))}; got {part!r}.")
+        return found[part]
+
+    def update_maps(self) -> None:
+        """Make the mask's maps on a GPU again, in the memory they have, from what its captured tensors hold now; nothing is waited for.
+
+        For CUDA graphs: a replay runs no Python, so a graph whose captured tensors change between replays must hold this call before
+        its first attention. Call the attention once before the capture, so that its kernels and maps exist. Elsewhere there is no
+        need of it: a call sees by itself that a captured tensor was changed, and on the CPU maps are simply made anew.
+
+            with torch.cuda.graph(graph):
+                attn.update_maps()
+                out = attn(q, k, v)
+        """
+        if self.mask is not None:
+            refill_maps(default_store(), self.mask.traced())
 
     def explain(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:
         """What was derived from the mask and score for these tensors, the path chosen, and why."""
@@ -91,7 +108,8 @@ class Attention:
         if self._debug >= 3:
             lines += [f"{t.kind} as traced: {show(t.expr, t.names())}" for t in (request.mask, request.score) if t is not None]
         if self._debug >= 4:
-            lines.append(f"kernel source: {forward.kernel_path(default_store(), request, tensors[0].dtype)}")
+            paths = forward.kernel_paths(default_store(), request, tensors[0].dtype)
+            lines += [f"kernel source: {path}" for path in paths]
         return "\n".join(lines)
 
     def _choose(self, device: torch.device) -> tuple[str, str]:
@@ -124,14 +142,6 @@ class Attention:
 
     def __repr__(self) -> str:
         return f"<flexmask.Attention mask={self.mask!r} score={self.score!r}>"
-
-
-def _refuse_gradients(*tensors: torch.Tensor) -> None:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        raise BackendError(
-            "gradients are computed by backend='reference' only so far. Call under torch.no_grad() or torch.inference_mode(), "
-            "or pass tensors that do not require gradients."
-        )
 
 
 def compile(

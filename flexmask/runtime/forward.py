@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,16 @@ import torch
 
 from ..analysis import Facts, Form
 from ..frontend import Traced
-from ..ir import KV_LEN, TRUE, K, Q, const, show, simplify, uses, walk
+from ..ir import KV_LEN, const, show, simplify
 from ..lowering import KernelPlan, emit_function, emit_row_bounds, plan_forward
 from ..templates.assemble import assemble
 from . import cpu, launch
 from .checks import Shapes
-from .maps import Extent, capture_spec, find_map, interpreting
+from .maps import Extent, find_device_maps, find_map, host_variant, interpreting
+from .recipes import captures_of
 from .store import Store, code_fingerprint
 from .tile_map import TileMap
+from .variants import Variant, is_costly, variants
 
 Result = tuple[torch.Tensor, torch.Tensor]
 
@@ -49,33 +53,65 @@ def run_cpu(store: Store, request: Request, q: torch.Tensor, k: torch.Tensor, v:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A loaded kernel and the plan it was made from."""
+    """A loaded kernel, the plan it was made from, and the variant of the mask that it is for."""
 
     plan: KernelPlan
+    variant: Variant
     module: Any
 
 
 def run_triton(store: Store, request: Request, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Result:
-    """(out, lse) by a generated kernel, on the tensors' GPU (or in Triton's interpreter)."""
+    """(out, lse) on the tensors' GPU (or in Triton's interpreter) by a generated kernel, or by two of which a flag there chooses."""
     tma = not interpreting() and launch.fits_tma(q, k, v)
-    kernel = find_kernel(store, request, q.dtype, arch_of(q.device), tma)
-    plan, tile_map = kernel.plan, None
-    if request.mask is not None and plan.map_form != "none":
-        tile_map = find_map(store, request.mask, request.extent(q.device), plan.block_q, plan.block_kv, plan.map_form == "list")[1]
-    return launch.launch_forward(kernel.module, q, k, v, scale, tile_map, _captures(request.mask), _captures(request.score))
-
-
-def find_kernel(store: Store, request: Request, dtype: torch.dtype, arch: int, tma: bool) -> Kernel:
-    """The kernel for the request's structure and head dims, planned, written and loaded at most once."""
-    s = request.shapes
-    structure = tuple(None if t is None else store.key_of(t) for t in (request.mask, request.score))
-
-    def make() -> Kernel:
-        plan = plan_kernel(store, request, dtype, arch, tma)
-        return Kernel(plan, launch.load(store.kernel_file(kernel_key(store, request, plan), lambda: write_kernel(store, request, plan))))
-
-    found: Kernel = store.kernel((*structure, s.head_dim, s.v_head_dim, dtype, arch, tma), make)
+    kernels = find_kernels(store, request, q.dtype, q.device, tma)
+    mask, score = _captures(request.mask), _captures(request.score)
+    found: Result | None = None
+    for kernel, tile_map in zip(kernels, _maps(store, request, kernels, q.device), strict=True):
+        found = launch.launch_forward(kernel.module, q, k, v, scale, tile_map, mask, score, into=found)
+    assert found is not None
     return found
+
+
+def _maps(store: Store, request: Request, kernels: Sequence[Kernel], device: torch.device) -> Sequence[TileMap | None]:
+    """The tile map of each kernel."""
+    if request.mask is None or kernels[0].plan.map_form == "none":
+        return (None,)
+    extent, first = request.extent(device), kernels[0].plan
+    if device.type == "cpu":
+        return (find_map(store, request.mask, extent, first.block_q, first.block_kv)[1],)
+    wanted = tuple([(kernel.variant, kernel.plan.block_q, kernel.plan.block_kv) for kernel in kernels])
+    return find_device_maps(store, request.mask, extent, wanted).maps
+
+
+def find_kernels(store: Store, request: Request, dtype: torch.dtype, device: torch.device, tma: bool) -> Sequence[Kernel]:
+    """The kernels for the request's structure and head dims, planned, written and loaded at most once."""
+    s, arch = request.shapes, arch_of(device)
+    structure = tuple(None if t is None else store.key_of(t) for t in (request.mask, request.score))
+    # on a GPU the structure alone decides; looking at values, as on the CPU, may change the choice from call to call
+    looked_at = find_variants(store, request, device) if device.type == "cpu" else ()
+
+    def make() -> Sequence[Kernel]:
+        chosen = looked_at or find_variants(store, request, device)
+        plans = [plan_kernel(store, request, variant, dtype, arch, tma) for variant in chosen]
+        paths = [_file(store, request, plan) for plan in plans]
+        return [Kernel(plan, variant, launch.load(path)) for plan, variant, path in zip(plans, chosen, paths, strict=True)]
+
+    found: Sequence[Kernel] = store.kernel((*structure, s.head_dim, s.v_head_dim, dtype, arch, tma, looked_at), make)
+    return found
+
+
+def find_variants(store: Store, request: Request, device: torch.device) -> tuple[Variant, ...]:
+    """The variants of the mask that its kernels are for: one where values may be looked at."""
+    if request.mask is None:
+        return variants(None)
+    facts = store.facts(request.mask)[1]
+    if device.type == "cpu":
+        return (host_variant(request.mask, facts, request.extent(device)),)
+    return variants(facts, request.mask.promised)
+
+
+def _file(store: Store, request: Request, plan: KernelPlan) -> Path:
+    return store.kernel_file(kernel_key(store, request, plan), lambda: write_kernel(store, request, plan))
 
 
 def arch_of(device: torch.device) -> int:
@@ -86,36 +122,20 @@ def arch_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def plan_kernel(store: Store, request: Request, dtype: torch.dtype, arch: int, tma: bool) -> KernelPlan:
-    """The plan for a request: what the facts allow (tile lists or ranges, row intervals or the predicate), then sizes that fit.
+def plan_kernel(store: Store, request: Request, variant: Variant, dtype: torch.dtype, arch: int, tma: bool) -> KernelPlan:
+    """The plan for a variant of the request's mask: sizes that suit its kind and fit the GPU.
 
     `tma` says whether the tensors allow TMA loads, which are used where the GPU has them.
     """
     facts = None if request.mask is None else store.facts(request.mask)[1]
-    map_form, pieces, evaluated, _ = choose_tiles(facts)
-    s = request.shapes
+    s, evaluated = request.shapes, variant.map_form == "list" and not variant.pieces and not variant.bits
+    mods = [facts.predicate] * evaluated if facts is not None else []
+    mods += [] if request.score is None else [request.score.expr]
     return plan_forward(
-        s.head_dim, s.v_head_dim, dtype=str(dtype).removeprefix("torch."), arch=arch, map_form=map_form, pieces=pieces,
-        evaluated=evaluated, score=request.score is not None, loads="tma" if tma and arch >= 90 else "pointer",
-        narrow=facts is not None and is_narrow(facts), heavy=is_heavy(request, facts if evaluated else None),
+        s.head_dim, s.v_head_dim, dtype=str(dtype).removeprefix("torch."), arch=arch, map_form=variant.map_form, pieces=variant.pieces,
+        bits=variant.bits, starts=variant.starts, runs=variant.runs, score=request.score is not None,
+        loads="tma" if tma and arch >= 90 else "pointer", narrow=facts is not None and is_narrow(facts), heavy=is_costly(*mods),
     )  # fmt: skip
-
-
-def choose_tiles(facts: Facts | None) -> tuple[str, int, bool, str]:
-    """(map form, row intervals a kernel reads, whether it evaluates the predicate, why) for what is known of a mask."""
-    if facts is None or facts.predicate is TRUE:
-        return "none", 0, False, "no mask: every tile is full"
-    rows = facts.rows
-    if not isinstance(rows, Form):
-        return "list", 0, True, f"partial tiles evaluate the predicate: {rows.reason}"
-    if rows.residue is not None:
-        return "list", 0, True, "row intervals bound the work; partial tiles evaluate the predicate, a part of which is no interval"
-    if rows.sorted_tables:
-        why = "partial tiles compare with row intervals where the tables ascend, else evaluate the predicate"
-        return "list", len(rows.pieces), True, why
-    if facts.rows_contiguous and len(rows.pieces) == 1:
-        return "range", 1, False, "each block row keeps one run of blocks; partial tiles compare with row intervals"
-    return "list", len(rows.pieces), False, "partial tiles compare with row intervals"
 
 
 def is_narrow(facts: Facts) -> bool:
@@ -123,18 +143,6 @@ def is_narrow(facts: Facts) -> bool:
     if not isinstance(facts.rows, Form):
         return False
     return not any(p.start is const(0) or p.stop is KV_LEN for p in facts.rows.pieces) or len(facts.rows.pieces) > 1
-
-
-# operations on (query, key) pairs in a mod's text, beyond which its values crowd the registers
-MANY_PAIR_OPERATIONS = 16
-
-
-def is_heavy(request: Request, facts: Facts | None) -> bool:
-    """Whether the predicate or the score reads a table at places that depend on both query and key, or computes very much for each."""
-    exprs = [] if facts is None else [facts.predicate]
-    exprs += [] if request.score is None else [request.score.expr]
-    pairs = [node for expr in exprs for node in walk(expr) if uses(node, Q) and uses(node, K)]
-    return len(pairs) > MANY_PAIR_OPERATIONS or any(node.op == "load" for node in pairs)
 
 
 def kernel_key(store: Store, request: Request, plan: KernelPlan) -> str:
@@ -153,13 +161,13 @@ def write_kernel(store: Store, request: Request, plan: KernelPlan) -> str:
         facts = store.facts(request.mask)[1]
         header += _header(request.mask, show(facts.predicate, request.mask.names()))
         if plan.evaluated:
-            mask = emit_function("mask_mod", facts.predicate, capture_spec(request.mask), "mask")
+            mask = emit_function("mask_mod", facts.predicate, captures_of(request.mask), "mask")
         if isinstance(facts.rows, Form) and plan.pieces:
-            bounds = emit_row_bounds(facts.rows, capture_spec(request.mask))
+            bounds = emit_row_bounds(facts.rows, captures_of(request.mask))
     if request.score is not None:
         expr = simplify(request.score.expr)
         header += _header(request.score, show(expr, request.score.names()))
-        score = emit_function("score_mod", expr, capture_spec(request.score), "score")
+        score = emit_function("score_mod", expr, captures_of(request.score), "score")
     return assemble(plan, mask, score, header, bounds)
 
 
@@ -172,26 +180,34 @@ def _captures(traced: Traced | None) -> launch.Captures:
     return launch.NO_CAPTURES if traced is None else (traced.tensors, traced.scalars)
 
 
-def kernel_path(store: Store, request: Request, dtype: torch.dtype) -> Path:
-    """The file of the kernel for these shapes on this machine's GPU, or on an sm_90 one where there is none; written if need be."""
+def kernel_paths(store: Store, request: Request, dtype: torch.dtype) -> list[Path]:
+    """The files of the kernels for these shapes on this machine's GPU, or on an sm_90 one where there is none; written if need be."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == torch.float64:  # the CPU's own type: a kernel would take the next smaller one
         dtype = torch.float32
-    plan = plan_kernel(store, request, dtype, arch_of(device), True)
-    return store.kernel_file(kernel_key(store, request, plan), lambda: write_kernel(store, request, plan))
+    facts = None if request.mask is None else store.facts(request.mask)[1]
+    chosen = variants(facts, frozenset() if request.mask is None else request.mask.promised)
+    return [_file(store, request, plan_kernel(store, request, variant, dtype, arch_of(device), True)) for variant in chosen]
 
 
 def describe(store: Store, request: Request, tensors: tuple[torch.Tensor, ...], backend: str) -> tuple[TileMap | None, list[str]]:
-    """The map that a call would use, and the choices made, with reasons."""
+    """The map that a call would use, and the choices made, with reasons. Looks at the map's values."""
     if backend == "cpu":
         return _cpu_map(store, request), ["kernel          torch matrix products over the kept tiles"]
     q, k, v = tensors
-    plan = plan_kernel(store, request, q.dtype, arch_of(q.device), launch.fits_tma(q, k, v))
-    facts = None if request.mask is None else store.facts(request.mask)[1]
-    lines = [f"kernel          {plan}", f"partial tiles   {choose_tiles(facts)[3]}"]
-    if request.mask is None or plan.map_form == "none":
-        return None, lines
-    return find_map(store, request.mask, request.extent(q.device), plan.block_q, plan.block_kv, plan.map_form == "list")[1], lines
+    lines, tile_map = [], None
+    for variant in find_variants(store, request, q.device):
+        plan = plan_kernel(store, request, variant, q.dtype, arch_of(q.device), launch.fits_tma(q, k, v))
+        lines += [f"kernel          {plan}", f"masking         {_named(variant.why, request.mask)}"]
+        if request.mask is not None and plan.map_form != "none" and tile_map is None:
+            tile_map = find_map(store, request.mask, request.extent(q.device), plan.block_q, plan.block_kv)[1]
+    return tile_map, lines
+
+
+def _named(why: str, mask: Traced | None) -> str:
+    """Text with t0, t1, ... as the user calls them."""
+    names = {} if mask is None else mask.names()
+    return re.sub(r"\bt\d+\b", lambda m: names.get(m.group(), m.group()), why)
 
 
 def _cpu_map(store: Store, request: Request) -> TileMap | None:

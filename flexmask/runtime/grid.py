@@ -29,7 +29,7 @@ class Grid:
     def __post_init__(self) -> None:
         if self.block_q < 1 or self.block_kv < 1:
             raise ShapeError(f"a block holds at least one query and one key; got block size ({self.block_q}, {self.block_kv}).")
-        if self.batch * self.heads * self.rows * self.columns >= 2**31:
+        if self.tiles >= 2**31:
             raise ShapeError(
                 f"{self.batch} x {self.heads} x {self.rows} x {self.columns} tiles are more than 32-bit offsets reach; use larger blocks."
             )
@@ -45,8 +45,18 @@ class Grid:
         return -(-self.kv_len // self.block_kv)
 
     @property
+    def tiles(self) -> int:
+        return self.batch * self.heads * self.rows * self.columns
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         return self.batch, self.heads, self.rows, self.columns
+
+    def along(self, axis: str) -> Grid:
+        """This grid, or for "column" the grid of the transposed mask, whose rows are this one's columns."""
+        if axis == "row":
+            return self
+        return Grid(self.kv_len, self.q_len, self.block_kv, self.block_q, self.batch, self.heads)
 
     def spans(self, per_tile: int = 1) -> list[tuple[int, int]]:
         """Runs [first, last) of block rows, few enough that `per_tile` values for each of their tiles stay within TILES."""
@@ -55,7 +65,9 @@ class Grid:
 
 
 def interval_states(intervals: Intervals, grid: Grid) -> torch.Tensor:
-    """Exact states int8 [B|1, H|1, nQ, nK] of a mask that keeps just these row intervals; O(N + tiles) work, no sync.
+    """Exact states int8 [B|1, H|1, nQ, nK] of a mask that keeps just these row intervals; O(N + tiles) work.
+
+    For column intervals, `grid` is the transposed one.
 
     A tile is touched where some row has a kept key in it, and full where every row covers it. Both are counted by marking where
     each row's pieces begin (+1) and end (-1) on a line of block columns, and summing along it. A row's pieces do not touch, so

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
+from ..analysis import MOST_PIECES, Form
 from ..errors import NotInterval
 from ..ir import B, Env, Expr, H, evaluate, uses
-
-if TYPE_CHECKING:
-    from ..analysis import Form
 
 # entries evaluated at once: bounds are int64 while they are computed, and a million of them at a time would be most of the memory
 CHUNK = 1 << 18
@@ -84,13 +81,14 @@ def solve(
 ) -> Intervals:
     """The intervals of the form's pieces for these lengths; its residue and its sorted tables are the caller's concern.
 
-    Work and memory are proportional to the number of rows (or columns); nothing waits for a GPU. The batch and head dimensions
-    are 1 where no bound depends on them.
+    Work and memory are proportional to the number of rows (or columns). The batch and head dimensions are 1 where no bound depends
+    on them. Raises NotInterval where the form has more pieces than are kept and some row needs them; only then values are read.
     """
     count, length = (q_len, kv_len) if form.axis == "row" else (kv_len, q_len)
     bounds = [(p.start, p.stop) for p in form.pieces]
+    kept = min(max(1, len(bounds)), MOST_PIECES)
     lead = tuple(n if any(uses(e, leaf) for pair in bounds for e in pair) else 1 for n, leaf in ((batch, B), (heads, H)))
-    starts = torch.zeros(*lead, count, max(1, len(bounds)), dtype=torch.int32, device=device)
+    starts = torch.zeros(*lead, count, kept, dtype=torch.int32, device=device)
     ends = torch.zeros_like(starts)
     step = max(1, CHUNK // max(1, lead[0] * lead[1]))
     for first in range(0, count, step):
@@ -98,7 +96,10 @@ def solve(
         env = _env(form.axis, first, last, q_len, kv_len, lead, tensors, scalars, device)
         shape = (*lead, last - first)
         pieces = [(_bound(a, env, shape, length, device), _bound(z, env, shape, length, device)) for a, z in bounds]
-        for i, (start, end) in enumerate(_settle(pieces, length)):
+        settled = _settle(pieces, length)
+        if any(bool((end > 0).any()) for _, end in settled[kept:]):
+            raise NotInterval(f"some {form.axis} keeps more than {MOST_PIECES} pieces")
+        for i, (start, end) in enumerate(settled[:kept]):
             starts[:, :, first:last, i], ends[:, :, first:last, i] = start, end
     return Intervals(starts, ends, length, form.axis)
 

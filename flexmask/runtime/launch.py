@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import BackendError
+from .prepared import Prepared
 
 Captures = tuple[Sequence[torch.Tensor], Sequence[int | float]]
 NO_CAPTURES: Captures = ((), ())
@@ -62,16 +64,19 @@ def launch_forward(
     tile_map: Any = None,
     mask: Captures = NO_CAPTURES,
     score: Captures = NO_CAPTURES,
+    into: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run a loaded kernel: (out [B, Hq, Q, Dv] in q's dtype, lse float32 [B, Hq, Q], natural logarithm).
 
     `tile_map` is a TileMap for the plan's block sizes on q's device, or None for a plan without a map. `mask` and `score` are the
-    captured (tensors, scalars) in the order of the expressions the kernel was emitted from. Raises BackendError where the kernel
-    does not fit the GPU: `lowering.shrink` gives a smaller plan.
+    captured (tensors, scalars) in the order of the expressions the kernel was emitted from. Of two kernels that take turns the
+    second is given the first one's results as `into`. Raises BackendError where the kernel does not fit the GPU: `lowering.shrink`
+    gives a smaller plan.
     """
-    given: dict[str, torch.Tensor] = {}
+    given: dict[str, Any] = {"into": into}
     if tile_map is not None:
-        given = {name: getattr(tile_map, name) for name in ("ranges", "counts", "offsets", "index") if getattr(tile_map, name) is not None}
+        names = ("ranges", "counts", "offsets", "index", "patterns", "words", "broken")
+        given |= {name: getattr(tile_map, name) for name in names if getattr(tile_map, name) is not None}
         if module.PIECES.value:
             given["row_starts"], given["row_stops"] = _bounds(tile_map, module.PIECES.value)
     try:
@@ -83,20 +88,50 @@ def launch_forward(
     return out, lse
 
 
-def decide_tiles(module: Any, states: torch.Tensor, mask: Captures, q_len: int, kv_len: int) -> torch.Tensor:
-    """Tile states int8 [B, H, nQ, nK] with the UNKNOWN ones decided by a loaded planning kernel; nothing is waited for."""
-    from ..templates.launcher import pack
-
-    decided: torch.Tensor = module.decide(states.clone(memory_format=torch.contiguous_format), pack(*mask), q_len, kv_len)
-    return decided
-
-
 def _bounds(tile_map: Any, pieces: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The row intervals with as many pieces as the kernel reads; empty ones where the map has none (then no tile asks for them)."""
-    if tile_map.intervals is None:
-        nothing = torch.zeros(1, 1, tile_map.q_len, pieces, dtype=torch.int32, device=tile_map.counts.device)
-        return nothing, nothing
+    """The row intervals, as many pieces as the kernel reads."""
     starts, stops = tile_map.intervals.starts, tile_map.intervals.ends
     if starts.shape[-1] != pieces:
         raise BackendError(f"the kernel reads {pieces} intervals a row, the map has {starts.shape[-1]}.")
     return starts.contiguous(), stops.contiguous()
+
+
+def packed(captures: Captures) -> Any:
+    """Captures as the kernels that make maps take them."""
+    from ..templates.launcher import pack
+
+    return pack(*captures)
+
+
+@lru_cache(maxsize=1)
+def _lists() -> Any:
+    """The kernels that make lists, which depend on no mask."""
+    from ..templates import lists
+
+    lists.states_kernel = Prepared(lists.states_kernel, watched=(4,))  # with or without a flag
+    lists.intervals_kernel = Prepared(lists.intervals_kernel)
+    return lists
+
+
+def list_states(made: Any, states: torch.Tensor, first: int, only_if: torch.Tensor | None) -> None:
+    """Lists of the tiles of these lines into the map's memory; where `only_if` begins with 0, nothing."""
+    _lists().list_states(states, made.counts, made.offsets, made.index, first, made.share, _numbers(made), evaluated_only_if=only_if)
+
+
+def list_intervals(made: Any, lines: Any) -> None:
+    """Lists of the tiles that the map's own intervals keep, into its memory. `lines` is the grid along the map's axis."""
+    i, sizes = made.intervals, (lines.block_q, lines.block_kv, lines.kv_len)
+    _lists().list_intervals(i.starts, i.ends, made.counts, made.offsets, made.index, made.share, _numbers(made), *sizes)
+
+
+def find_bits(module: Any, made: Any, slots: torch.Tensor, captures: Any) -> None:
+    """The bits of the PARTIAL tiles that the map lists, into its memory; its flag says where there are too many different ones."""
+    module.bits(
+        made.counts, made.offsets, made.index, made.patterns, made.words, slots, made.broken, captures, made.q_len, made.kv_len,
+        _numbers(made),
+    )  # fmt: skip
+
+
+def _numbers(made: Any) -> int:
+    """Where in the map's index the numbers 0, 1, 2, ... of all blocks begin, where there are any."""
+    return int(made.counts.shape[0] * made.counts.shape[1] * made.counts.shape[2] * made.share)

@@ -36,11 +36,14 @@ def segments(tile_map: TileMap, b: int, h: int) -> list[list[Segment]]:
     if tile_map.ranges is not None:
         return [_of_range(*row) for row in tile_map.ranges[b, h].tolist()]
     assert tile_map.counts is not None and tile_map.offsets is not None and tile_map.index is not None
-    rows = []
-    for counts, offset in zip(tile_map.counts[b, h].tolist(), tile_map.offsets[b, h].tolist(), strict=True):
-        columns = tile_map.index[offset : offset + sum(counts)].tolist()
-        kinds = [FULL] * counts[0] + [BOUNDED] * counts[1] + [EVALUATED] * counts[2]
-        rows.append(_joined(_grouped(sorted(zip(columns, kinds, strict=True)))))
+    kinds, rows = (FULL, EVALUATED if tile_map.intervals is None else BOUNDED), []
+    for counts, offsets in zip(tile_map.counts[b, h].tolist(), tile_map.offsets[b, h].tolist(), strict=True):
+        tiles = [
+            (column, kind)
+            for kind, count, offset in zip(kinds, counts, offsets, strict=True)
+            for column in tile_map.index[offset : offset + count].tolist()
+        ]
+        rows.append(_joined(_grouped(sorted(tiles))))
     return rows
 
 

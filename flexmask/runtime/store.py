@@ -110,7 +110,8 @@ class Store:
     def tile_map(self, key: tuple[Any, ...], tensors: Sequence[torch.Tensor], build: Callable[[], Any]) -> Any:
         """The map for `key` and these tensors in their present versions, built now if need be.
 
-        Inference tensors keep no version, so a map that reads one is built at every call.
+        Inference tensors keep no version, so a map that reads one is built at every call. What is built while a CUDA graph is
+        captured belongs to the graph, which makes it anew at each replay: it is not kept here.
         """
         if any(t.is_inference() for t in tensors):
             self.counters.maps += 1
@@ -123,10 +124,17 @@ class Store:
             return found[0]
         self.counters.maps += 1
         made = build()
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            return made
         self._maps[full] = (made, tuple(weakref.ref(t) for t in tensors))
         if len(self._maps) > KEPT_MAPS:
             self._maps.popitem(last=False)
         return made
+
+    def maps_of(self, key: str, tensors: Sequence[torch.Tensor]) -> list[Any]:
+        """The maps kept of the mask with structure `key` over just these tensors, oldest first, whatever their versions."""
+        found = [entry for full, entry in self._maps.items() if full[0] == key and len(entry[1]) == len(tensors)]
+        return [made for made, refs in found if all(ref() is t for ref, t in zip(refs, tensors, strict=True))]
 
 
 @lru_cache(maxsize=1)
@@ -156,9 +164,10 @@ def _kinds(traced: Traced) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def structure_key(traced: Traced) -> str:
-    """sha256 of the expression, the captures' ranks and dtypes, the scalars' signs and flexmask's own code."""
+    """sha256 of the expression, the captures' ranks, dtypes and promises, the scalars' signs and flexmask's own code."""
     shapes = [f"{t.dim()}{t.dtype}" for t in traced.tensors]
-    return digest(traced.expr, f"{traced.kind} {shapes} {signs(traced)} {code_fingerprint()}")
+    promised = sorted(traced.promised)
+    return digest(traced.expr, f"{traced.kind} {shapes} {promised} {signs(traced)} {code_fingerprint()}")
 
 
 @lru_cache(maxsize=1)

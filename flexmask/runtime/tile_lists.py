@@ -1,4 +1,4 @@
-"""Tables of tiles as lists of block columns, and back."""
+"""Tables of tile states as lists of blocks, and back. A line of tiles is a block row, or a block column in a map by columns."""
 
 from __future__ import annotations
 
@@ -6,52 +6,54 @@ import torch
 
 from .grid import EMPTY, FULL, PARTIAL
 
-GROUPS = 3  # full, bounded, evaluated
 
+def pack(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(counts, offsets, index) of states int8 [B, H, lines, n]: lists of just what is kept, so their size must be known on the host.
 
-def pack(group: torch.Tensor, exact: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(counts, offsets, index) of the tiles of each block row, by group and ascending within; int8 `group` [B, H, nQ, nK], 3 = left out.
-
-    `exact` lists hold what is kept and nothing else, but their size must be known on the host. Without it nothing is waited for:
-    each block row has room for nK entries, and its offset is its number times nK.
+    counts int32 [B, H, lines, 2] are (FULL, PARTIAL) tiles of a line, offsets int32 [B, H, lines, 2] where each begins in index int32 [*].
     """
-    counts = torch.stack([(group == g).sum(-1, dtype=torch.int32) for g in range(GROUPS)], -1)
-    if exact:
-        return (counts, *_exact(group, counts))
-    lead, columns = group.shape[:-1], group.shape[-1]
-    index = torch.sort(group, dim=-1, stable=True).indices.to(torch.int32).flatten()
-    offsets = torch.arange(counts[..., 0].numel(), dtype=torch.int32, device=group.device) * columns
-    return counts, offsets.view(lead), index
-
-
-def _exact(group: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    flat, per_row = group.flatten(0, 2), counts.flatten(0, 2).long()
-    total = per_row.sum(-1)
-    offsets = total.cumsum(0) - total
-    index = torch.empty(int(total.sum()), dtype=torch.int32, device=group.device)
-    begin = offsets[:, None] + per_row.cumsum(-1) - per_row
-    for g in range(GROUPS):
-        row, column = (flat == g).nonzero(as_tuple=True)
-        earlier = per_row[:, g].cumsum(0) - per_row[:, g]
-        place = begin[row, g] + torch.arange(len(row), device=group.device) - earlier[row]
+    lead = states.shape[:-1]
+    flat = states.flatten(0, 2)
+    groups = [flat == FULL, flat == PARTIAL]
+    counts = torch.stack([g.sum(-1) for g in groups], -1)
+    ends = counts.flatten().cumsum(0)
+    offsets = (ends - counts.flatten()).view(counts.shape)
+    index = torch.empty(int(ends[-1]) if len(ends) else 0, dtype=torch.int32, device=states.device)
+    for g, chosen in enumerate(groups):
+        line, column = chosen.nonzero(as_tuple=True)
+        earlier = counts[:, g].cumsum(0) - counts[:, g]
+        place = offsets[line, g] + torch.arange(len(line), device=states.device) - earlier[line]
         index[place] = column.to(torch.int32)
-    return offsets.to(torch.int32).view(counts.shape[:-1]), index
+    return counts.to(torch.int32).view(*lead, 2), offsets.to(torch.int32).view(*lead, 2), index
 
 
-def unpack(counts: torch.Tensor, index: torch.Tensor, columns: int) -> torch.Tensor:
-    """States int8 [B, H, nQ, nK] of the lists that `pack` made."""
+def unpack(counts: torch.Tensor, offsets: torch.Tensor, index: torch.Tensor, n: int) -> torch.Tensor:
+    """States int8 [B, H, lines, n] of lists laid out in any way. Their sizes are read, so on a GPU this waits."""
     lead = counts.shape[:-1]
-    rows = counts[..., 0].numel()
-    states = torch.full((rows, columns), EMPTY, dtype=torch.int8, device=counts.device)
-    full, kept = counts[..., 0].flatten(), counts.sum(-1).flatten()
-    if len(index) == rows * columns:  # every block row has nK places, kept or not
-        place = torch.arange(columns, device=counts.device)
-        kind = (place < full[:, None]).to(torch.int8) + (place < kept[:, None]).to(torch.int8)
-        return states.scatter_(1, index.view(rows, columns).long(), kind).view(*lead, columns)
-    row = torch.repeat_interleave(kept.long(), output_size=len(index))
-    place = torch.arange(len(index), device=counts.device) - (kept.cumsum(0) - kept)[row]
-    states[row, index.long()] = torch.where(place < full[row], FULL, PARTIAL).to(torch.int8)
-    return states.view(*lead, columns)
+    counts, offsets = counts.flatten(0, -2).long(), offsets.flatten(0, -2).long()
+    states = torch.full((len(counts), n), EMPTY, dtype=torch.int8, device=counts.device)
+    for g, kind in enumerate((FULL, PARTIAL)):
+        line, place = _places(counts[:, g], offsets[:, g])
+        states[line, index[place].long()] = kind
+    return states.view(*lead, n)
+
+
+def compacted(counts: torch.Tensor, offsets: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same lists side by side, without room between them, each ascending. Their sizes are read, so on a GPU this waits."""
+    ends = counts.flatten().long().cumsum(0)
+    begin = ends - counts.flatten()
+    line, place = _places(counts.flatten().long(), offsets.flatten().long())
+    found = index[place].long()
+    # lists may be stored in either direction: order by (list, block)
+    order = torch.argsort(line * (int(found.max()) + 1 if len(found) else 1) + found)
+    return counts, begin.to(torch.int32).view(counts.shape), found[order].to(torch.int32)
+
+
+def _places(counts: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For every entry of every list: the number of its list, and its place in the index."""
+    which = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    within = torch.arange(len(which), device=counts.device) - (counts.cumsum(0) - counts)[which]
+    return which, offsets[which] + within
 
 
 def ordered(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -146,16 +146,6 @@ def test_a_capture_on_another_device_is_refused():
         flexmask.attention(*make(), mask=lambda b, h, q_idx, kv_idx: doc[q_idx] == doc[kv_idx])
 
 
-def test_gradients_are_refused_until_there_are_any():
-    q, k, v = make()
-    with pytest.raises(flexmask.BackendError, match="no_grad"):
-        flexmask.attention(q.requires_grad_(), k, v, mask=masks.causal)
-    with torch.no_grad():
-        flexmask.attention(q, k, v, mask=masks.causal)
-    flexmask.attention(q, k, v, mask=masks.causal, backend="reference").sum().backward()
-    assert q.grad is not None
-
-
 def test_backends_are_refused_rather_than_replaced():
     q, k, v = make()
     with pytest.raises(flexmask.BackendError, match="backend is one of"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from runtime_cases import BATCH, HEADS, MASKS, dense_of, facts_of
 
 from flexmask.ir import SCORE, B, Env, H, K, Q, const, evaluate, load, make, simplify
-from flexmask.runtime import cpu, tile_map
+from flexmask.runtime import cpu, host_map
 
 
 def dense_attention(q, k, v, scale, kept=None, score=None):
@@ -36,7 +36,7 @@ def run(name, q, k, v, block_q=None, block_kv=None, score=None, scale=0.3):
     facts, (_, tensors, scalars) = facts_of(name), MASKS[name]
     q_len, kv_len = q.shape[2], k.shape[2]
     sides = cpu.blocks(q_len, kv_len)
-    made = tile_map.build(
+    made = host_map.build(
         facts, tensors, scalars, q_len=q_len, kv_len=kv_len, batch=len(q), heads=q.shape[1],
         block_q=block_q or sides[0], block_kv=block_kv or sides[1],
     )  # fmt: skip
@@ -219,6 +219,6 @@ def test_empty_tiles_cost_nothing(monkeypatch):
     part = cpu._Work._part
     monkeypatch.setattr(cpu._Work, "_part", lambda self, *args: (seen.append(args[5].width), part(self, *args))[1])
     facts, scalars = facts_of("window"), MASKS["window"][2]
-    made = tile_map.build(facts, (), scalars, q_len=4096, kv_len=4096)
+    made = host_map.build(facts, (), scalars, q_len=4096, kv_len=4096)
     cpu.forward(*inputs(4096, 4096, 1, 1, 4, 4, 1), scale=1.0, tile_map=made, mask=(facts.predicate, (), scalars))
     assert sum(seen) == 128 + 31 * 256

@@ -8,13 +8,14 @@ from runtime_cases import BATCH, HEADS, MASKS, dense_of, facts_of, states_of
 from torch.nn.attention.flex_attention import create_block_mask
 
 from flexmask import ShapeError
-from flexmask.analysis import UNKNOWN, Form
+from flexmask.analysis import Form
 from flexmask.ir import Env, evaluate
-from flexmask.runtime import tile_map
+from flexmask.runtime.classify import UNKNOWN
 from flexmask.runtime.grid import EMPTY, FULL, PARTIAL, Grid
+from flexmask.runtime.host_map import build
 from flexmask.runtime.intervals import ascending
-from flexmask.runtime.tile_lists import pack, unpack
-from flexmask.runtime.undecided import evaluate_all, evaluate_unknown
+from flexmask.runtime.tile_lists import compacted, pack, unpack
+from flexmask.runtime.undecided import evaluate_unknown
 
 LENGTHS = [(1, 1), (37, 91), (128, 128), (150, 33), (299, 300), (0, 5), (5, 0)]
 BLOCKS = [(1, 1), (16, 16), (64, 64), (128, 128), (16, 64), (128, 16), (7, 13)]
@@ -23,7 +24,7 @@ BLOCKS = [(1, 1), (16, 16), (64, 64), (128, 128), (16, 64), (128, 16), (7, 13)]
 def built(name, q_len, kv_len, block_q, block_kv, **options):
     facts, (_, tensors, scalars) = options.pop("facts", None) or facts_of(name), MASKS[name]
     sizes = {"q_len": q_len, "kv_len": kv_len, "batch": BATCH, "heads": HEADS, "block_q": block_q, "block_kv": block_kv}
-    return tile_map.build(facts, tensors, scalars, **sizes, **options)
+    return build(facts, tensors, scalars, **sizes, **options)
 
 
 def expanded(states):
@@ -31,14 +32,16 @@ def expanded(states):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_states_are_exact(name):
+def test_states_are_exact_by_rows_and_by_columns(name):
     facts = facts_of(name)
     for q_len, kv_len in LENGTHS:
         dense = dense_of(name, q_len, kv_len)
         for block_q, block_kv in BLOCKS:
             if block_q * block_kv > 1 or q_len * kv_len < 5000:
-                made = built(name, q_len, kv_len, block_q, block_kv, facts=facts)
-                assert torch.equal(expanded(made.states()), states_of(dense, block_q, block_kv))
+                want = states_of(dense, block_q, block_kv)
+                for axis in ("row", "column"):
+                    made = built(name, q_len, kv_len, block_q, block_kv, facts=facts, axis=axis)
+                    assert torch.equal(expanded(made.states()), want)
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -56,19 +59,18 @@ def test_range_form_equals_list_form(name):
         assert kinds == {False}
 
 
+@pytest.mark.parametrize("axis", ["row", "column"])
 @pytest.mark.parametrize("name", MASKS)
-def test_lists_hold_full_then_bounded_then_evaluated_tiles(name):
-    made = built(name, 150, 131, 16, 16, facts=replace(facts_of(name), rows_contiguous=False))
-    states = made.states()
+def test_lists_hold_what_is_kept_full_tiles_first(name, axis):
+    facts = replace(facts_of(name), rows_contiguous=False, columns_contiguous=False)
+    made = built(name, 150, 131, 16, 16, facts=facts, axis=axis)
+    states = made.states() if axis == "row" else made.states().transpose(-1, -2)
     for place in torch.cartesian_prod(*(torch.arange(n) for n in made.counts.shape[:3])).tolist():
-        counts, offset, row = made.counts[*place].tolist(), made.offsets[*place].item(), states[*place]
-        columns = made.index[offset : offset + sum(counts)].split(counts)
-        assert [c.tolist() for c in columns] == [sorted(c.tolist()) for c in columns]
-        assert set(columns[0].tolist()) == set(torch.where(row == FULL)[0].tolist())
-        assert set(columns[1].tolist()) | set(columns[2].tolist()) == set(torch.where(row == PARTIAL)[0].tolist())
-    form = facts_of(name).rows
-    by_rows = isinstance(form, Form) and form.residue is None and all(ascending(MASKS[name][1][n]) for n in form.sorted_tables)
-    assert not made.counts[..., 2 if by_rows else 1].any()
+        for kind, count, offset in zip((FULL, PARTIAL), made.counts[*place].tolist(), made.offsets[*place].tolist(), strict=True):
+            assert made.index[offset : offset + count].tolist() == torch.where(states[*place] == kind)[0].tolist()
+    form = facts.rows if axis == "row" else facts.columns
+    exact = isinstance(form, Form) and form.residue is None and all(ascending(MASKS[name][1][n]) for n in form.sorted_tables)
+    assert (made.intervals is not None) == exact
     assert len(made.index) == made.counts.sum(), "lists hold what is kept, and nothing else"
 
 
@@ -117,18 +119,6 @@ def test_a_million_tokens_in_range_form():
     assert made.ranges[0, 0, -1].tolist() == [n // 128 - 2, n // 128, n // 128, n // 128], "a window of 40 fills no tile"
 
 
-# What a GPU runs, on the CPU: nothing there may depend on values on the host.
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_evaluating_all_tiles_without_a_sync(name):
-    (predicate, tensors, scalars), facts = MASKS[name], facts_of(name)
-    for q_len, kv_len in LENGTHS[1:]:
-        grid = Grid(q_len, kv_len, 16, 64, BATCH if facts.uses_b else 1, HEADS if facts.uses_h else 1)
-        states = evaluate_all(predicate, grid, tensors, scalars, torch.device("cpu"))
-        assert torch.equal(expanded(states), states_of(dense_of(name, q_len, kv_len), 16, 64))
-
-
 def test_only_unknown_tiles_are_evaluated():
     predicate, tensors, scalars = MASKS["causal"]
     states = torch.tensor([[[[UNKNOWN, UNKNOWN], [EMPTY, UNKNOWN]]]], dtype=torch.int8)
@@ -136,43 +126,22 @@ def test_only_unknown_tiles_are_evaluated():
     assert found.tolist() == [[[[PARTIAL, EMPTY], [EMPTY, PARTIAL]]]]
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_lists_and_states_say_the_same(exact):
+def test_lists_and_states_say_the_same():
     generator = torch.Generator().manual_seed(0)
     for shape in ((1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 4, 0), (1, 1, 0, 3)):
-        group = torch.randint(0, 4, shape, generator=generator).to(torch.int8)
-        counts, offsets, index = pack(group, exact)
-        want = torch.tensor([FULL, PARTIAL, PARTIAL, EMPTY], dtype=torch.int8)[group.long()]
-        assert torch.equal(unpack(counts, index, shape[-1]), want)
-        assert offsets.shape == shape[:3] and counts.shape == (*shape[:3], 3)
+        states = torch.randint(0, 3, shape, generator=generator).to(torch.int8)
+        counts, offsets, index = pack(states)
+        assert torch.equal(unpack(counts, offsets, index, shape[-1]), states)
+        assert offsets.shape == counts.shape == (*shape[:3], 2)
         assert index.dtype == offsets.dtype == counts.dtype == torch.int32
 
 
-def test_undecided_tiles_go_to_the_given_function():
-    predicate, tensors, scalars = MASKS["causal, every third"]
-    seen = []
-
-    def decide(states):
-        seen.append((states == UNKNOWN).sum().item())
-        return evaluate_unknown(states, predicate, Grid(64, 64, 16, 16), tensors, scalars)
-
-    made = built("causal, every third", 64, 64, 16, 16, evaluate_undecided=decide)
-    assert seen == [10], "above the diagonal nothing is undecided"
-    assert torch.equal(expanded(made.states()), states_of(dense_of("causal, every third", 64, 64), 16, 16))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-@pytest.mark.parametrize("name", MASKS)
-def test_maps_on_a_gpu_without_a_sync(name):
-    _, tensors, scalars = MASKS[name]
-    tensors = tuple(x.cuda() for x in tensors)
-    sizes = {"q_len": 150, "kv_len": 131, "batch": BATCH, "heads": HEADS, "block_q": 16, "block_kv": 64, "device": "cuda"}
-    for facts in (facts_of(name), replace(facts_of(name), rows_contiguous=False)):
-        tile_map.build(facts, tensors, scalars, **sizes)  # loading kernels may wait
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            made = tile_map.build(facts, tensors, scalars, **sizes)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert torch.equal(expanded(made.states()).cpu(), states_of(dense_of(name, 150, 131), 16, 64))
+def test_lists_with_room_between_are_compacted():
+    counts = torch.tensor([[[[2, 1], [0, 2]]]], dtype=torch.int32)
+    offsets = torch.tensor([[[[0, 4], [5, 8]]]], dtype=torch.int32)
+    index = torch.tensor([0, 3, -1, -1, 2, -1, -1, -1, 3, 1], dtype=torch.int32)  # the last list is stored backwards
+    states = unpack(counts, offsets, index, 4)
+    assert states.tolist() == [[[[2, 0, 1, 2], [0, 1, 0, 1]]]]
+    counts, offsets, index = compacted(counts, offsets, index)
+    assert index.tolist() == [0, 3, 2, 1, 3]
+    assert torch.equal(unpack(counts, offsets, index, 4), states)

@@ -1,0 +1,152 @@
+"""One backward pass: kernels and maps for a call's structure and shapes, by rows and by columns, found or made, and run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..analysis import Facts
+from ..ir import show, simplify
+from ..lowering import BackwardPlan, emit_function, emit_gradient, gradient_tables, plan_backward
+from ..templates.assemble_backward import assemble_backward
+from ..templates.backward_passes import Pass
+from ..templates.backward_passes import backward as run_passes
+from . import cpu, cpu_backward, launch
+from .forward import Request, arch_of
+from .maps import find_device_maps, find_map, host_variant, interpreting
+from .recipes import captures_of
+from .store import Store, code_fingerprint
+from .tile_map import TileMap
+from .variants import NO_MASK, Variant, by_predicate, is_costly, variants
+
+# dq, dk, dv, and gradients of captured tensors of the score by their numbers
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]
+PARTS = {"dq": "row", "dkdv": "column"}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the forward pass leaves: its inputs [B, Hq, Q, D], [B | 1, Hkv, KV, D], [B | 1, Hkv, KV, Dv], out and lse."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    out: torch.Tensor
+    lse: torch.Tensor
+
+
+def run_cpu(
+    store: Store, request: Request, saved: Saved, dout: torch.Tensor, dlse: torch.Tensor | None, scale: float, wanted: Collection[int]
+) -> Gradients:
+    """Gradients on CPU tensors; of the score's captured tensors those that are `wanted`."""
+    mask = None if request.mask is None else (store.facts(request.mask)[1].predicate, request.mask.tensors, request.mask.scalars)
+    score = None if request.score is None else (simplify(request.score.expr), request.score.tensors, request.score.scalars)
+    block_q, block_kv = cpu.blocks(request.shapes.q_len, request.shapes.kv_len)
+    tile_map = None if request.mask is None else find_map(store, request.mask, request.extent(saved.q.device), block_q, block_kv)[1]
+    found = cpu_backward.backward(
+        saved.q, saved.k, saved.v, saved.out, saved.lse, dout, dlse, scale=scale, tile_map=tile_map, mask=mask, score=score, tables=wanted
+    )
+    return found.q, found.k, found.v, found.tables
+
+
+def run_triton(
+    store: Store, request: Request, saved: Saved, dout: torch.Tensor, dlse: torch.Tensor | None, scale: float, wanted: Collection[int]
+) -> Gradients:
+    """The same by generated kernels, on the tensors' GPU (or in Triton's interpreter)."""
+    tma = not interpreting() and launch.fits_tma(saved.q, saved.k, saved.v) and dout.is_contiguous()
+    scatters = bool(wanted)
+    rows, columns = (_passes(store, request, saved.q, part, tma, scatters and part == "dq") for part in PARTS)
+    buffers = {}
+    if request.score is not None and scatters:
+        tables = gradient_tables(simplify(request.score.expr))
+        buffers = {n: torch.zeros(request.score.tensors[n].shape, dtype=torch.float32, device=saved.q.device) for n in tables}
+    captures = [launch.NO_CAPTURES if t is None else (t.tensors, t.scalars) for t in (request.mask, request.score)]
+    dq, dk, dv = run_passes(
+        rows, columns, saved.q, saved.k, saved.v, saved.out, saved.lse, dout, dlse, scale=scale, mask=captures[0], score=captures[1],
+        grads=tuple(buffers.values()),
+    )  # fmt: skip
+    return dq, dk, dv, {n: buffer for n, buffer in buffers.items() if n in wanted}
+
+
+def _passes(store: Store, request: Request, q: torch.Tensor, part: str, tma: bool, scatter: bool) -> Sequence[Pass]:
+    """The kernels of a part with their maps."""
+    s, axis = request.shapes, PARTS[part]
+    facts = None if request.mask is None else store.facts(request.mask)[1]
+    chosen = _variants(request, facts, q, axis)
+    structure = tuple(None if t is None else store.key_of(t) for t in (request.mask, request.score))
+
+    def make() -> list[tuple[BackwardPlan, Any]]:
+        plans = [_plan(request, facts, variant, part, q, tma, scatter) for variant in chosen]
+        return [(plan, launch.load(_file(store, request, plan))) for plan in plans]
+
+    key = (*structure, "backward", part, s.head_dim, s.v_head_dim, q.dtype, arch_of(q.device), tma, scatter, chosen)
+    kernels = store.kernel(key, make)
+    wanted = tuple([(variant, plan.block_q, plan.block_kv) for variant, (plan, _) in zip(chosen, kernels, strict=True)])
+    if request.mask is None or chosen[0].map_form == "none":
+        maps: Sequence[TileMap | None] = [None]
+    elif q.device.type == "cpu":
+        maps = [find_map(store, request.mask, request.extent(q.device), *wanted[0][1:], axis)[1]]
+    else:
+        maps = find_device_maps(store, request.mask, request.extent(q.device), wanted, axis).maps
+    return [(module, _given(tile_map)) for (_, module), tile_map in zip(kernels, maps, strict=True)]
+
+
+def _variants(request: Request, facts: Facts | None, q: torch.Tensor, axis: str) -> tuple[Variant, ...]:
+    """The variants of the mask along an axis. Bits of tiles are not read by the backward kernels, which evaluate the predicate then."""
+    if request.mask is None or facts is None:
+        return (NO_MASK,)
+    if q.device.type == "cpu":
+        return (host_variant(request.mask, facts, request.extent(q.device), axis),)
+    found = variants(facts, request.mask.promised, axis)
+    return (by_predicate(),) if found[0].bits else found
+
+
+def _plan(request: Request, facts: Facts | None, variant: Variant, part: str, q: torch.Tensor, tma: bool, scatter: bool) -> BackwardPlan:
+    s, arch = request.shapes, arch_of(q.device)
+    evaluated = variant.map_form == "list" and not variant.pieces
+    mods = [facts.predicate] * evaluated if facts is not None else []
+    mods += [] if request.score is None else [request.score.expr]
+    return plan_backward(
+        part, s.head_dim, s.v_head_dim, dtype=str(q.dtype).removeprefix("torch."), arch=arch, map_form=variant.map_form,
+        pieces=variant.pieces, starts=variant.starts, runs=variant.runs, score=request.score is not None, scatter=scatter,
+        loads="tma" if tma and arch >= 90 else "pointer", heavy=is_costly(*mods) or scatter,
+    )  # fmt: skip
+
+
+def _file(store: Store, request: Request, plan: BackwardPlan) -> Any:
+    parts = [plan.to_json(), code_fingerprint()]
+    for traced in (request.mask, request.score):
+        if traced is not None:
+            parts += [store.key_of(traced), traced.name, str(traced.names())]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return store.kernel_file(key, lambda: _write(store, request, plan))
+
+
+def _write(store: Store, request: Request, plan: BackwardPlan) -> str:
+    """The kernel's source: one readable file that runs without flexmask."""
+    header, mask, score, gradient = [], None, None, None
+    if request.mask is not None:
+        predicate = store.facts(request.mask)[1].predicate
+        header += [f"mask {request.mask.name}", f"    {show(predicate, request.mask.names())}"]
+        if plan.evaluated:
+            mask = emit_function("mask_mod", predicate, captures_of(request.mask), "mask")
+    if request.score is not None:
+        expr, spec = simplify(request.score.expr), captures_of(request.score)
+        header += [f"score {request.score.name}", f"    {show(expr, request.score.names())}"]
+        score, gradient = emit_function("score_mod", expr, spec, "score"), emit_gradient(expr, spec, "score")
+    return assemble_backward(plan, mask, score, gradient, header)
+
+
+def _given(tile_map: TileMap | None) -> dict[str, Any]:
+    """A map as the backward kernels take it."""
+    if tile_map is None:
+        return {}
+    names = ("ranges", "counts", "offsets", "index", "broken")
+    given = {name: getattr(tile_map, name) for name in names if getattr(tile_map, name) is not None}
+    if tile_map.intervals is not None:
+        given |= {"starts": tile_map.intervals.starts.contiguous(), "stops": tile_map.intervals.ends.contiguous()}
+    return given

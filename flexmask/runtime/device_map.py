@@ -1,0 +1,152 @@
+"""Tile maps by generated kernels, for a GPU: nothing is waited for, and a map can be made anew in the memory it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ..templates.assemble_bits import slots_for, words_in_row
+from . import launch
+from .grid import Grid
+from .intervals import Intervals
+from .recipes import ByIntervals, ByPredicate, Recipe
+from .tile_map import TileMap
+
+# entries of tile lists in one map, at most, beyond which lines get less room than they might need
+MOST_ENTRIES = 1 << 24
+# tile states held at a time while lists are made
+MOST_STATES = 1 << 23
+# different tiles whose bits one map holds, at most: 8 MiB for tiles of 128 x 128
+MOST_PATTERNS = 1 << 12
+
+
+@dataclass(frozen=True)
+class DeviceMaps:
+    """The maps of a mask for the kernels that it needs, and how to make them again from what the captured tensors hold now."""
+
+    maps: tuple[TileMap, ...]
+    _fill: tuple[Callable[[], None], ...] = field(repr=False)
+
+    def refill(self) -> None:
+        """Make the maps again in place: a few kernel launches, no wait, so that a captured graph may hold them."""
+        for fill in self._fill:
+            fill()
+
+
+def build(recipes: Sequence[Recipe], captured: launch.Captures, grids: Sequence[Grid], device: torch.device, room: int) -> DeviceMaps:
+    """The maps for the variants of one mask, their lists of at most `room` entries. The first one's flag decides which of two holds."""
+    maps: list[TileMap] = []
+    fill: list[Callable[[], None]] = []
+    for recipe, grid in zip(recipes, grids, strict=True):
+        if isinstance(recipe, ByIntervals):
+            made, run = _by_intervals(recipe, captured, grid, device, room)
+        else:
+            made, run = _by_predicate(recipe, captured, grid, device, room, maps[0].broken if maps else None)
+        maps.append(made)
+        fill.append(run if grid.q_len and grid.kv_len else lambda made=made: _clear(made))  # type: ignore[misc]
+    found = DeviceMaps(tuple(maps), tuple(fill))
+    found.refill()
+    return found
+
+
+def _by_intervals(
+    recipe: ByIntervals, captured: launch.Captures, grid: Grid, device: torch.device, room: int
+) -> tuple[TileMap, Callable[[], None]]:
+    """Row (or column) intervals, and from them ranges or lists."""
+    lines, lead = grid.along(recipe.axis), (grid.batch, grid.heads)
+    starts, stops = _empty(device, 2, *lead, lines.q_len, recipe.pieces).unbind()
+    broken = torch.zeros(recipe.flags, dtype=torch.int32, device=device) if recipe.flags else None
+    given: dict[str, Any] = {"ranges": _empty(device, *lead, lines.rows, 4)} if recipe.ranges else _room(lines, device, room)
+    intervals = Intervals(starts, stops, lines.kv_len, recipe.axis)
+    made = TileMap(grid.q_len, grid.kv_len, grid.block_q, grid.block_kv, recipe.axis, intervals, broken=broken, **given)
+    packed = launch.packed(captured)
+
+    def fill() -> None:
+        recipe.survey.survey(
+            packed, grid.q_len, grid.kv_len, *lead, starts=starts, stops=stops, ranges=made.ranges, broken=broken
+        )  # fmt: skip
+        if made.ranges is None:
+            launch.list_intervals(made, lines)
+
+    return made, fill if broken is None else _zeroed(broken, fill)
+
+
+def _by_predicate(
+    recipe: ByPredicate, captured: launch.Captures, grid: Grid, device: torch.device, room: int, flag: torch.Tensor | None
+) -> tuple[TileMap, Callable[[], None]]:
+    """Lists of tiles, decided by bounds, box tests and evaluation; with a partner's `flag`, only where that says so."""
+    lines, lengths, lead = grid.along(recipe.axis), (grid.q_len, grid.kv_len), (grid.batch, grid.heads)
+    flags = torch.zeros(recipe.flags, dtype=torch.int32, device=device) if recipe.flags else flag
+    asked = flags if recipe.flags else None
+    made = TileMap(*lengths, grid.block_q, grid.block_kv, recipe.axis, broken=flag, **_room(lines, device, room))
+    if recipe.bits is not None:
+        made = replace(made, broken=flags, **_room_for_bits(made))
+    step = max(1, min(lines.rows, MOST_STATES // max(1, grid.batch * grid.heads * lines.columns)))
+    packed = launch.packed(captured)
+
+    def fill() -> None:
+        summaries = recipe.summaries(grid, device)
+        hulls = _empty(device, recipe.hulls, *lead, lines.rows, 2) if recipe.hulls else None
+        if recipe.survey is not None:
+            recipe.survey.survey(packed, *lengths, *lead, hulls=hulls, summaries=summaries, broken=asked)
+        boxes = launch.packed(((*captured[0], *summaries), captured[1]))
+        states = torch.empty(*lead, step, lines.columns, dtype=torch.int8, device=device)
+        for first in range(0, lines.rows, step):
+            part = states if first + step <= lines.rows else torch.empty_like(states[:, :, : lines.rows - first])
+            recipe.tiles.tiles(part, first, packed, boxes, *lengths, hulls=hulls, broken=flags, only_if_broken=flag is not None)
+            launch.list_states(made, part, first, only_if=flag)
+        if recipe.bits is not None:
+            slots = torch.zeros(slots_for(MOST_PATTERNS), dtype=torch.int64, device=device)
+            launch.find_bits(recipe.bits, made, slots, packed)
+
+    return made, fill if asked is None else _zeroed(asked, fill)
+
+
+def _room_for_bits(made: TileMap) -> dict[str, Any]:
+    """Memory for the bits of so many different tiles, and for the numbers of all listed ones."""
+    assert made.index is not None
+    words = _empty(made.index.device, MOST_PATTERNS, made.block_q, words_in_row(made.block_kv))
+    return {"patterns": torch.empty_like(made.index), "words": words}
+
+
+def _zeroed(flags: torch.Tensor, fill: Callable[[], None]) -> Callable[[], None]:
+    """`fill` with new flags the first time, and the same ones cleared from then on."""
+    used = False
+
+    def again() -> None:
+        nonlocal used
+        if used:
+            flags.zero_()
+        used = True
+        fill()
+
+    return again
+
+
+def _empty(device: torch.device, *shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.int32, device=device)
+
+
+def _room(lines: Grid, device: torch.device, room: int) -> dict[str, Any]:
+    """Memory for tile lists: as many entries a line as there are blocks; or as `room` allows, and then the numbers of all blocks."""
+    all_lines = lines.batch * lines.heads * lines.rows
+    share = max(1, min(lines.columns, room // max(1, all_lines)))
+    whole = share >= lines.columns
+    index = _empty(device, all_lines * share + (0 if whole else lines.columns))
+    if not whole:
+        torch.arange(lines.columns, out=index[all_lines * share :])
+    counts, offsets = _empty(device, 2, lines.batch, lines.heads, lines.rows, 2).unbind()
+    return {"counts": counts, "offsets": offsets, "index": index, "share": share}
+
+
+def _clear(made: TileMap) -> None:
+    """Without queries or keys nothing is kept."""
+    for table in (made.ranges, made.counts, made.offsets, made.broken):
+        if table is not None:
+            table.zero_()
+    if made.intervals is not None:
+        made.intervals.starts.zero_()
+        made.intervals.ends.zero_()

@@ -1,0 +1,90 @@
+"""Maps made by generated kernels, of every zoo mask. Run as a script under TRITON_INTERPRET=1; prints {mask: what is wrong} as JSON.
+
+Arguments, if any, are parts of the names of the masks to try.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from typing import Any
+
+import torch
+import zoo
+from test_zoo_through_the_house import states_of
+
+import flexmask
+from flexmask import reference
+from flexmask.runtime.maps import Extent, find_device_maps
+from flexmask.runtime.store import Store
+from flexmask.runtime.tile_map import TileMap
+from flexmask.runtime.variants import by_predicate, variants
+
+SIZES = (1, 2, 35, 41)
+BLOCKS = {"row": (24, 8), "column": (16, 13)}
+
+
+def problems(mask: flexmask.Mask, sizes: tuple[int, int, int, int], store: Store, device: str = "cpu", blocks: Any = None) -> list[str]:
+    """What is wrong with the maps of the mask, by rows and by columns, for each kernel that it may need."""
+    batch, heads, q_len, kv_len = sizes
+    traced, wrong = mask.traced(), []
+    facts, dense = store.facts(traced)[1], reference.dense_mask(mask, *sizes, device=device)
+    extent = Extent(q_len, kv_len, batch, heads, torch.device(device))
+    for axis, (block_q, block_kv) in (blocks or BLOCKS).items():
+        want = states_of(dense, block_q, block_kv)
+        chosen = variants(facts, traced.promised, axis)
+        if chosen[0].map_form == "none":
+            continue
+        made = find_device_maps(store, traced, extent, tuple((variant, block_q, block_kv) for variant in chosen), axis)
+        for turn in range(2):
+            holds = len(chosen) == 1 or int(made.maps[0].broken[0]) == 0
+            found = made.maps[0 if holds else 1]
+            wrong += [f"{axis}: {chosen}"] * (not same(found.states(), want))
+            if found.intervals is not None:
+                wrong += [f"{axis}: intervals"] * (not torch.equal(found.intervals.to_dense().expand_as(dense), dense))
+            if found.words is not None:
+                wrong += [f"{axis}: bits"] * (not bits_agree(found, dense))
+            if turn or len(chosen) == 1:
+                break
+            made.refill()  # in place, to the same effect
+        assert len(made.maps) == 1 or made.maps[0].broken is made.maps[1].broken
+        alone = find_device_maps(store, traced, extent, ((by_predicate(), block_q, block_kv),), axis).maps[0]
+        wrong += [f"{axis}: evaluated"] * (not same(alone.states(), want))
+        wrong += [f"{axis}: listed"] * (not same(alone.listed().states(), want))
+    return wrong
+
+
+def bits_agree(made: TileMap, dense: torch.Tensor) -> bool:
+    """Whether the bits of each PARTIAL tile are what the mask keeps of it."""
+    shifts = torch.arange(32, device=dense.device)
+    for place in torch.cartesian_prod(*map(torch.arange, made.counts.shape[:3])).tolist():
+        begin, count = made.offsets[*place, 1].item(), made.counts[*place, 1].item()
+        for tile, pattern in zip(made.index[begin : begin + count].tolist(), made.patterns[begin : begin + count].tolist(), strict=True):
+            i, j = (place[2], tile) if made.axis == "row" else (tile, place[2])
+            kept = ((made.words[pattern].long()[..., None] >> shifts) & 1).flatten(1).bool()
+            want = dense[*place[:2], i * made.block_q : (i + 1) * made.block_q, j * made.block_kv : (j + 1) * made.block_kv]
+            if not torch.equal(kept[: want.shape[0], : want.shape[1]], want):
+                return False
+    return True
+
+
+def same(states: torch.Tensor, want: torch.Tensor) -> bool:
+    return torch.equal(states.expand(*want.shape[:2], *states.shape[2:]), want)
+
+
+def main() -> None:
+    found, store = {}, Store()
+    for name, make in zoo.MASKS.items():
+        if len(sys.argv) > 1 and not any(part in name for part in sys.argv[1:]):
+            continue
+        try:
+            axis = ("row", "column")[len(found) % 2]  # each mask along one of them, for the sake of time
+            found[name] = problems(make(*SIZES), SIZES, store, blocks={axis: BLOCKS[axis]})
+        except Exception:
+            found[name] = [traceback.format_exc()[-1500:]]
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
