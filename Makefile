@@ -7,7 +7,7 @@ TRITON ?= triton==3.6.0
 NEXT_TRITON ?= triton==3.9.0
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint nightly bench clean
 
 # A Python that has torch already (a GPU machine, say) lends it to the environment; otherwise the pinned versions are installed.
 $(VENV)/.ready: pyproject.toml
@@ -32,6 +32,10 @@ test: $(VENV)/.ready .triton-next/.ready lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 	$(BIN)/python -m pytest --doctest-modules flexmask --ignore=flexmask/templates
 	$(BIN)/python -m pytest --doctest-glob='*.md' docs README.md
+
+# ten times as many random masks as `make test` tries
+nightly: $(VENV)/.ready
+	FLEXMASK_EXAMPLES=20000 $(BIN)/python -m pytest tests/test_random_predicates.py
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.host

@@ -3,9 +3,9 @@
     python -m benchmarks.kernels [--lengths 8192 32768] [--masks full causal ...] [--json FILE]
 
 For each mask and length: median milliseconds (triton.testing.do_bench), exact-area TFLOP/s (4 * B * H * D * kept pairs), block
-TFLOP/s (non-empty 128 x 128 blocks instead of kept pairs), the time to build the map, and the largest error on sampled rows
-against the float64 reference. Rivals: FlexAttention (torch.compile), and SDPA with cuDNN and with flash for full and causal.
-A rival that is missing or fails is printed as such.
+TFLOP/s (non-empty 128 x 128 blocks instead of kept pairs), and the largest error on sampled rows against the float64 reference.
+Rivals: FlexAttention (torch.compile), and SDPA with cuDNN and with flash for full and causal. A rival that is missing or fails is
+printed as such. Maps are measured by `benchmarks.maps`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ class Row:
     head_dim: int
     kept_pairs: int
     block_pairs: int
-    map_ms: float = float("nan")
-    rival_map_ms: float = float("nan")
     error: float = float("nan")
     ms: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -97,10 +95,7 @@ def contestants(
     runs: dict[str, Callable[[], Any]] = {"flexmask": lambda: attn(q, k, v)}
     try:
         make = torch.compile(create_block_mask)
-        mod = plain(mask)
-        build = lambda: make(mod, None, None, row.length, row.length, device="cuda")
-        block_mask = build()
-        row.rival_map_ms = bench(build)
+        block_mask = make(plain(mask), None, None, row.length, row.length, device="cuda")
         runs["FlexAttention"] = lambda: compiled(q, k, v, block_mask=block_mask)
     except Exception as error:
         row.failures["FlexAttention"] = f"{type(error).__name__}: {str(error)[:200]}"
@@ -136,18 +131,7 @@ def measure(name: str, length: int, head_dim: int) -> Row:
                 row.failures[label] = f"{type(error).__name__}: {str(error)[:300]}"
     if "flexmask" in row.ms:
         row.error = check(runs["flexmask"](), q, k, v, mask)
-        row.map_ms = bench(lambda: _fresh_map(mask, length))
     return row
-
-
-def _fresh_map(mask: flexmask.Mask, length: int) -> Any:
-    from flexmask.runtime.maps import Extent, find_map
-    from flexmask.runtime.store import default_store
-
-    store = default_store()
-    store.forget_maps()
-    traced = mask.traced()
-    return find_map(store, traced, Extent(length, length, 1, 1, torch.device("cuda")), 128, 128)
 
 
 def show(row: Row) -> str:
@@ -155,8 +139,7 @@ def show(row: Row) -> str:
     ratio = row.ms.get("FlexAttention", float("nan")) / row.ms.get("flexmask", float("nan"))
     density = row.block_pairs / row.length**2
     text = f"{row.mask:20s} {row.length:6d} density {density:.4f} | " + " | ".join(cells)
-    text += f" | block {row.tflops('flexmask', row.block_pairs):.0f} | x{ratio:.2f}"
-    text += f" | map {row.map_ms:.3f} / {row.rival_map_ms:.3f} ms | err {row.error:.1e}"
+    text += f" | block {row.tflops('flexmask', row.block_pairs):.0f} | x{ratio:.2f} | err {row.error:.1e}"
     return text + "".join(f"\n    {label} failed: {why}" for label, why in row.failures.items())
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
+import flexmask
 from flexmask import masks
-from flexmask.mods import Mask
+from flexmask.mods import Ascending, Mask
 
 DATA = Path(__file__).parent / "data" / "flashmask_samples.json"
 N_GLOBAL = 16
@@ -32,7 +33,8 @@ class Document:
 
 @dataclass(frozen=True)
 class Sequence:
-    """One packed sequence of `n` tokens on `device`; `batch` and `heads` shape the tables that differ by head (None: one for all)."""
+    """One packed sequence of `n` tokens on `device`; `batch` and `heads` shape the tables that differ by head (None: one for all).
+    `promised` says that the ids are promised to ascend."""
 
     n: int
     documents: tuple[Document, ...]
@@ -40,6 +42,7 @@ class Sequence:
     batch: int | None = None
     heads: int | None = None
     seed: int = 0
+    promised: bool = False
 
     def per_token(self, value: Callable[[int, Document], int]) -> torch.Tensor:
         """int32 [n] holding value(number, document) at each token of the document; -1 after the last."""
@@ -49,8 +52,9 @@ class Sequence:
         return table.to(self.device)
 
     @property
-    def ids(self) -> torch.Tensor:
-        return self.per_token(lambda i, d: i)
+    def ids(self) -> torch.Tensor | Ascending:
+        ids = self.per_token(lambda i, d: i)
+        return flexmask.sorted(ids) if self.promised else ids
 
 
 @cache
@@ -68,6 +72,11 @@ def _documents(rows: list[dict[str, int]]) -> tuple[Document, ...]:
         documents.append(Document(start, start + row["prefix"], start + row["length"], bool(row["qk_sparse"])))
         start += row["length"]
     return tuple(documents)
+
+
+def shifted(document: Document, by: int) -> Document:
+    """The same document further on in a longer sequence."""
+    return Document(document.start + by, document.prefix_stop + by, document.stop + by, document.qk_sparse)
 
 
 def answers(number: int, document: Document) -> list[tuple[int, int]]:

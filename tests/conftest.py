@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 HERE = Path(__file__).parent
-for folder in (HERE, HERE.parent):  # zoo, strategies, drawing; benchmarks
+for folder in (HERE, HERE / "runtime", HERE.parent):  # zoo, strategies, drawing; cases of maps; benchmarks
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 

@@ -22,7 +22,7 @@ BELOW = {
     "inspect": {"errors", "options", "ir", "frontend", "analysis", "lowering", "templates", "runtime"},
     "mods": {"errors", "options", "ir", "frontend", "analysis", "lowering", "templates", "runtime", "inspect"},
     "api": {"errors", "options", "ir", "frontend", "analysis", "lowering", "templates", "runtime", "inspect", "mods", "reference"},
-    "masks": {"mods"},
+    "masks": {"errors", "mods"},
     "scores": {"mods"},
     "reference": set(),
     "__init__": {"errors", "api", "mods", "masks", "scores", "reference", "runtime"},

@@ -1,5 +1,6 @@
 """Random masks through the whole house on the CPU: tile states and attention equal brute force, whatever people may write."""
 
+import os
 from dataclasses import astuple
 
 import torch
@@ -10,16 +11,34 @@ from test_zoo_through_the_house import states_of
 
 import flexmask
 from flexmask import reference
+from flexmask.runtime.grid import Grid
+from flexmask.runtime.host_map import find_intervals
+from flexmask.runtime.maps import Extent, find_map
+from flexmask.runtime.store import default_store
+
+BLOCKS = st.sampled_from([(1, 1), (4, 16), (16, 8), (13, 5), (32, 64)])
 
 
-@settings(max_examples=300)
-@given(predicates(), st.sampled_from([(1, 1), (4, 16), (16, 8), (13, 5), (32, 64)]))
-def test_tile_states_are_exact(predicate, block):
-    B, H, Q, KV = astuple(predicate.sizes)
+# `make nightly` asks for 20,000
+@settings(max_examples=int(os.environ.get("FLEXMASK_EXAMPLES", "2000")))
+@given(predicates(depth=3), BLOCKS, st.sampled_from(["row", "column"]))
+def test_tiles_and_intervals_are_exact(predicate, block, axis):
+    B, H, Q, KV = sizes = astuple(predicate.sizes)
     mask = predicate.mask()
-    want = reference.dense_mask(mask, B, H, Q, KV)
-    states = mask.block_mask(Q, KV, B, H, block).states()
+    want, traced = reference.dense_mask(mask, *sizes), mask.traced()
+    extent = Extent(Q, KV, B, H, torch.device("cpu"))
+    facts, made = find_map(default_store(), traced, extent, *block, axis)
+    states = made.states()
     assert torch.equal(states.expand(B, H, *states.shape[2:]), states_of(want, *block))
+    if made.intervals is not None:
+        assert torch.equal(made.intervals.to_dense().expand(*sizes), want)
+    assert not any(outside(bounds, traced, extent, want) for bounds in (*facts.row_bounds, *facts.column_bounds))
+
+
+def outside(bounds, traced, extent, want):
+    """Whether the mask keeps something outside of a condition that is said to be necessary."""
+    kept = find_intervals(bounds, (traced.tensors, traced.scalars), Grid(extent.q_len, extent.kv_len, 1, 1, extent.batch, extent.heads))
+    return kept is not None and bool((want & ~kept.to_dense()).any())
 
 
 @settings(max_examples=200)
