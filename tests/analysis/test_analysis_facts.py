@@ -15,10 +15,8 @@ def test_facts_print_themselves():
     facts = derive(read("(kv_idx <= q_idx) & (t2[b, q_idx] == t2[b, kv_idx])"))
     assert str(facts).splitlines() == [
         "keep (kv_idx <= q_idx) & (t2[b, q_idx] == t2[b, kv_idx])",
-        "kept keys of row q_idx: [left(t2, b, t2[b, q_idx]), min(q_idx + 1, right(t2, b, t2[b, q_idx]))), "
-        "given that t2 ascends (contiguous)",
-        "kept queries of column kv_idx: [max(kv_idx, left(t2, b, t2[b, kv_idx])), right(t2, b, t2[b, kv_idx])), "
-        "given that t2 ascends (contiguous)",
+        "kept keys of row q_idx: [left(t2, b, t2[b, q_idx]), q_idx + 1), given that t2 ascends (contiguous)",
+        "kept queries of column kv_idx: [kv_idx, right(t2, b, t2[b, kv_idx])), given that t2 ascends (contiguous)",
         "depends on the batch entry",
     ]
 

@@ -25,8 +25,11 @@ SIZES = (1, 2, 35, 41)
 BLOCKS = {"row": (24, 8), "column": (16, 13)}
 
 
-def problems(mask: flexmask.Mask, sizes: tuple[int, int, int, int], store: Store, device: str = "cpu", blocks: Any = None) -> list[str]:
-    """What is wrong with the maps of the mask, by rows and by columns, for each kernel that it may need."""
+def problems(
+    mask: flexmask.Mask, sizes: tuple[int, int, int, int], store: Store, device: str = "cpu", blocks: Any = None, everywhere: bool = True
+) -> list[str]:
+    """What is wrong with the maps of the mask, by rows and by columns, for each kernel that it may need; and `everywhere` with the map
+    that evaluates the predicate, whether a kernel needs it or not."""
     batch, heads, q_len, kv_len = sizes
     traced, wrong = mask.traced(), []
     facts, dense = store.facts(traced)[1], reference.dense_mask(mask, *sizes, device=device)
@@ -49,6 +52,8 @@ def problems(mask: flexmask.Mask, sizes: tuple[int, int, int, int], store: Store
                 break
             made.refill()  # in place, to the same effect
         assert len(made.maps) == 1 or made.maps[0].broken is made.maps[1].broken
+        if not everywhere:
+            continue
         alone = find_device_maps(store, traced, extent, ((by_predicate(), block_q, block_kv),), axis).maps[0]
         wrong += [f"{axis}: evaluated"] * (not same(alone.states(), want))
         wrong += [f"{axis}: listed"] * (not same(alone.listed().states(), want))
@@ -80,7 +85,7 @@ def main() -> None:
             continue
         try:
             axis = ("row", "column")[len(found) % 2]  # each mask along one of them, for the sake of time
-            found[name] = problems(make(*SIZES), SIZES, store, blocks={axis: BLOCKS[axis]})
+            found[name] = problems(make(*SIZES), SIZES, store, blocks={axis: BLOCKS[axis]}, everywhere=len(found) % 5 == 0)
         except Exception:
             found[name] = [traceback.format_exc()[-1500:]]
     json.dump(found, sys.stdout)
