@@ -158,6 +158,8 @@ def _map(plan: KernelPlan | BackwardPlan, block: int) -> dict[str, torch.Tensor]
     elif plan.map_form == "list":
         given["counts"] = given["offsets"] = torch.zeros(1, 1, lines, 2, dtype=torch.int32)
         given["index"] = torch.zeros(lines, dtype=torch.int32)
+    if isinstance(plan, KernelPlan) and plan.bits:
+        given["patterns"] = given["words"] = torch.zeros(lines, dtype=torch.int32)
     if plan.runs != "always":
         given["broken"] = torch.zeros(1, dtype=torch.int32)
     return given

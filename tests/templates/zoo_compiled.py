@@ -1,4 +1,4 @@
-"""The kernel of every zoo mask and score compiled for one GPU that is not here: `zoo_compiled.py ARCH`, without TRITON_INTERPRET.
+"""The kernels of every zoo mask and score compiled for one GPU that is not here: `zoo_compiled.py ARCH`, without TRITON_INTERPRET.
 
 Prints {name: spills} as JSON. Kernels of equal text (most masks that are row intervals) are compiled once.
 """
@@ -19,6 +19,7 @@ from flexmask.runtime.checks import Shapes
 from flexmask.runtime.forward import Request, plan_kernel, write_kernel
 from flexmask.runtime.launch import load
 from flexmask.runtime.store import Store
+from flexmask.runtime.variants import variants
 from flexmask.templates.offline import compile_offline
 
 B, H, LENGTH, HEAD_DIM = 2, 4, 1000, 128
@@ -36,15 +37,17 @@ def main(arch: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, mask, score in requests():
             request = Request(mask, score, Shapes(B, H, H, LENGTH, LENGTH, HEAD_DIM, HEAD_DIM))
-            plan = plan_kernel(store, request, torch.bfloat16, arch, tma=True)
-            text = write_kernel(store, request, plan)
-            kernel = text[text.index("import torch") : text.index("def row_bounds")]
-            if kernel not in spills:
-                path = Path(folder) / f"kernel_{len(spills)}.py"
-                path.write_text(text)
-                captures = [((), ()) if t is None else (t.tensors, t.scalars) for t in (mask, score)]
-                spills[kernel] = compile_offline(load(path), plan, mask=captures[0], score=captures[1]).spills
-            found[name] = spills[kernel]
+            found[name] = 0
+            for variant in variants(None if mask is None else store.facts(mask)[1], () if mask is None else mask.promised):
+                plan = plan_kernel(store, request, variant, torch.bfloat16, arch, tma=True)
+                text = write_kernel(store, request, plan)
+                kernel = text[text.index("import torch") : text.index("def row_bounds")]
+                if kernel not in spills:
+                    path = Path(folder) / f"kernel_{len(spills)}.py"
+                    path.write_text(text)
+                    captures = [((), ()) if t is None else (t.tensors, t.scalars) for t in (mask, score)]
+                    spills[kernel] = compile_offline(load(path), plan, mask=captures[0], score=captures[1]).spills
+                found[name] += spills[kernel]
     json.dump(found, sys.stdout)
 
 
