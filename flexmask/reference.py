@@ -29,6 +29,10 @@ def attention(
     enable_gqa: bool = False,
     return_lse: bool = False,
     rows: torch.Tensor | slice | None = None,
+    sinks: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int | torch.Tensor | None = None,
+    return_max_scores: bool = False,
 ) -> Any:
     """softmax(score(q @ k^T * scale)) @ v over the kept pairs, computed densely in float64.
 
@@ -37,9 +41,14 @@ def attention(
     in this order. `scale` defaults to D**-0.5. With `return_lse` also lse [B, Hq, Q], natural logarithm, float32 (float64 if q is).
     `rows` (slice or int tensor) computes these query rows only, each with its true q_idx.
 
-    A row that keeps nothing gives 0, lse -inf and gradient 0. A pair that is not kept has no influence: NaN or inf there goes
-    nowhere. Differentiable once in q, k, v and every captured tensor. Memory is bounded by a chunk of rows.
-    Raises ValueError for shapes that do not fit, and TypeError for a mask whose values are not bool.
+    `sinks` [Hq] is one more logit a head, without a value, in softmax and lse (as gpt-oss learns them, after Xiao et al. 2023). `dropout_p`
+    in [0, 1) zeroes that share of the probabilities and multiplies the others by 1 / (1 - dropout_p); which ones follows from `seed` (int
+    or integer tensor of one element, by default drawn by torch) and the indices. `return_max_scores` adds each row's greatest score
+    [B, Hq, Q] after scale and score mod, sink excluded, like lse but without gradient; results are (out, lse, max_scores).
+
+    A row that keeps nothing gives 0, lse -inf (or its sink) and gradient 0. A pair that is not kept has no influence: NaN or inf there goes
+    nowhere. Differentiable once in q, k, v, sinks and every captured tensor. Memory is bounded by a chunk of rows.
+    Raises ValueError for shapes that do not fit and a dropout_p outside [0, 1), and TypeError for a mask whose values are not bool.
 
     >>> import torch
     >>> from flexmask import masks, reference
@@ -51,20 +60,35 @@ def attention(
     _check_shapes(q, k, v, enable_gqa)
     _check_order(mask, first=0)
     _check_order(score, first=1)
+    _check_extras(q, sinks, dropout_p)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    out, lse, peaks = _by_chunks(q, k, v, mask, score, scale, rows, sinks, dropout_p, seed)
+    found = [out] + [lse] * return_lse + [peaks] * return_max_scores
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def _by_chunks(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mod | None, score: Mod | None, scale: float,
+    rows: torch.Tensor | slice | None, sinks: torch.Tensor | None, dropout_p: float, seed: int | torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """(out, lse, greatest scores), some rows at a time."""
     batch, heads = q.shape[:2]
     index = _row_numbers(rows, q.shape[2], q.device)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     wide = [x.double().expand(batch, *x.shape[1:]).repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v)]
+    if dropout_p and seed is None:
+        seed = torch.randint(-(1 << 63), (1 << 63) - 1, (1,))
 
-    def one(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return _attend(q[:, :, numbers].double(), wide[0], wide[1], numbers, mask, score, scale)
+    def one(numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        places = _grid((batch, heads, len(numbers), k.shape[2]), numbers)
+        drop = _dropped(seed, places, dropout_p) if dropout_p and seed is not None else None
+        return _attend(q[:, :, numbers].double(), wide[0], wide[1], numbers, mask, score, scale, sinks, drop, dropout_p)
 
     chunks = list(_chunks(index, batch * heads * k.shape[2]))
     keep_graph = torch.is_grad_enabled() and len(chunks) > 1
     parts = [checkpoint(one, c, use_reentrant=False) if keep_graph else one(c) for c in chunks]
-    out = torch.cat([p[0] for p in parts], dim=2).to(q.dtype)
-    lse = torch.cat([p[1] for p in parts], dim=2).to(torch.float64 if q.dtype == torch.float64 else torch.float32)
-    return (out, lse) if return_lse else out
+    out, lse, peaks = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
+    real = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return out.to(q.dtype), lse.to(real), peaks.to(real)
 
 
 def dense_mask(
@@ -95,6 +119,13 @@ def _check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gqa:
         )
 
 
+def _check_extras(q: torch.Tensor, sinks: torch.Tensor | None, dropout_p: float) -> None:
+    if sinks is not None and tuple(sinks.shape) != (q.shape[1],):
+        raise ValueError(f"sinks hold one logit for each of {q.shape[1]} query heads; got shape {list(sinks.shape)}.")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p is a chance below 1; got {dropout_p}.")
+
+
 def _check_order(mod: Mod | None, first: int) -> None:
     """A plain function is called in torch's order, so a known name elsewhere is a mistake that would pass silently."""
     if not inspect.isfunction(mod):
@@ -119,22 +150,61 @@ def _chunks(rows: torch.Tensor, points_per_row: int) -> Iterator[torch.Tensor]:
 
 
 def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, mask: Mod | None, score: Mod | None, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, mask: Mod | None, score: Mod | None, scale: float,
+    sinks: torch.Tensor | None, drop: torch.Tensor | None, dropout_p: float,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """(out, lse, greatest scores) of these rows; `drop` says which pairs dropout drops."""
     keep = _keep(mask, q.shape[0], q.shape[1], rows, k.shape[2])
     scores: torch.Tensor = _Scores.apply(q, k, keep) * scale
     if score is not None:
         scores = _modify(score, scores, keep, rows)
     scores = scores.masked_fill(~keep, -math.inf)
+    peaks = scores.detach().amax(dim=-1, keepdim=True) if k.shape[2] else scores.new_full((*q.shape[:3], 1), -math.inf)
+    sink = scores.new_full((1, 1, 1), -math.inf) if sinks is None else sinks.double()[:, None, None]
+    highest = torch.maximum(peaks, sink.detach())
     # an empty row has no maximum; 0 keeps its exponentials at 0 instead of NaN
-    highest = scores.detach().amax(dim=-1, keepdim=True) if k.shape[2] else scores.new_zeros(*q.shape[:3], 1)
     highest = highest.masked_fill(highest == -math.inf, 0.0)
     weights = torch.where(keep, torch.exp(scores - highest), 0.0)
-    total = weights.sum(dim=-1, keepdim=True)
+    total = weights.sum(dim=-1, keepdim=True) + torch.exp(sink - highest)
     empty = total == 0
     total = torch.where(empty, 1.0, total)
     lse = torch.where(empty, -math.inf, highest + torch.log(total)).squeeze(-1)
-    return _Mix.apply(weights / total, v, keep), lse
+    weights = weights / total
+    if drop is not None:
+        weights, keep = weights.masked_fill(drop, 0.0) / (1 - _chance(dropout_p)), keep & ~drop
+    return _Mix.apply(weights, v, keep), lse, peaks.squeeze(-1)
+
+
+def _chance(dropout_p: float) -> float:
+    """The chance in whole parts of 2**24, as which dropout counts it."""
+    return min(round(dropout_p * 2**24), 2**24 - 1) / 2**24
+
+
+def _dropped(seed: int | torch.Tensor, places: tuple[torch.Tensor, ...], dropout_p: float) -> torch.Tensor:
+    """Whether pairs are dropped, bool [B, H, Q, KV]: uniform numbers of 24 bits, by a hash of the seed and the indices, are small.
+
+    The hash is C. Wellons's lowbias32 (public domain), here on 32 bits held in int64; for pairs it takes in a second key half-way.
+    """
+    whole = int(seed) % (1 << 64)
+    b, h, q, kv = (x.view(-1, *[1] * (3 - axis)) for axis, x in enumerate(places))
+    keys = []
+    for start in (0x9E3779B9, 0x85EBCA6B):
+        key = _scramble(torch.full_like(kv[:1], (whole & 0xFFFFFFFF) ^ start))
+        for part in (torch.full_like(key, whole >> 32), b, h, q):
+            key = _scramble(key ^ part)
+        keys.append(key)
+    return (_scramble(kv ^ keys[0], keys[1]) >> 8) < round(_chance(dropout_p) * 2**24)
+
+
+def _scramble(x: torch.Tensor, half_way: torch.Tensor | int = 0) -> torch.Tensor:
+    x = _times(x ^ (x >> 16), 0x7FEB352D)
+    x = _times(x ^ (x >> 15) ^ half_way, 0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _times(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """x * factor modulo 2**32, in halves so that nothing overflows."""
+    return (x * (factor & 0xFFFF) + ((x * (factor >> 16) & 0xFFFF) << 16)) & 0xFFFFFFFF
 
 
 def _keep(mask: Mod | None, batch: int, heads: int, rows: torch.Tensor, columns: int) -> torch.Tensor:

@@ -2,12 +2,13 @@
 
 from .captures import CaptureSpec, TensorSpec
 from .emit import emit_function, emit_values
-from .emit_gradient import emit_gradient, gradient_tables
+from .emit_gradient import emit_gradient, gradient_tables, most_additions
 from .plan import KernelPlan, plan_forward, shrink
 from .plan_backward import BackwardPlan, plan_backward
 from .torch_text import emit_row_bounds
 
 __all__ = [
     "BackwardPlan", "CaptureSpec", "KernelPlan", "TensorSpec",
-    "emit_function", "emit_gradient", "emit_row_bounds", "emit_values", "gradient_tables", "plan_backward", "plan_forward", "shrink",
+    "emit_function", "emit_gradient", "emit_row_bounds", "emit_values", "gradient_tables", "most_additions",
+    "plan_backward", "plan_forward", "shrink",
 ]  # fmt: skip

@@ -4,24 +4,35 @@
 tables by atomic additions. Entries that many pairs of a tile read are summed first: over the axes of the tile that a load does not depend
 on, and along diagonals where it depends on the distance of query and key. Both functions read the same `row` as the score mod of
 `emit_function`, which must be written for the same expression.
+
+Atomic additions of floats come in any order, and round differently in each. Sums that are the same from run to run take two launches:
+one that finds the greatest magnitude each entry receives (a maximum knows no order), and one that adds integers (whose sums are exact),
+each a contribution in units of a small power of two that depends on that magnitude alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from ..ir import SCORE, Expr, K, Q, const, derivative, float_loads, uses, walk
+from ..ir import SCORE, B, Expr, H, K, Q, const, derivative, float_loads, uses, walk
 from .body import Body, Row, write_call, write_function, write_result
 from .captures import CaptureSpec
 from .rules import number_value, wide_value
 
 _INDICES = ("b", "h", "q_idx", "kv_idx", "score")
 _SLOPE = "How the changed score grows with the score, float32."
-_SCATTER = (
-    "Adds to `grads` what the captured tables receive from a tile: ds, float32 [BLOCK_Q, BLOCK_KV], the gradient of the changed score, "
-    "counts where `valid`."
-)
-_DIAGONALS = "Adds ds [1, BLOCK_KV], sums along diagonals, at one place of each diagonal."
+_SCATTER = {
+    "float": "Adds to `grads` what the captured tables receive from a tile",
+    "peak": "Raises the peaks in `grads` to what the captured tables receive from a tile",
+    "fixed": "Adds to `grads`, in units that the peaks there set, what the captured tables receive from a tile",
+}
+_DS = ": ds, float32 [BLOCK_Q, BLOCK_KV], the gradient of the changed score, counts where `valid`."
+_DIAGONALS = {
+    "float": "Adds ds [1, BLOCK_KV], sums along diagonals, at one place of each diagonal.",
+    "peak": "Raises peaks to ds [1, BLOCK_KV], sums along diagonals, at one place of each diagonal.",
+    "fixed": "Adds ds [1, BLOCK_KV], sums along diagonals, at one place of each diagonal.",
+}
 
 
 def gradient_tables(expr: Expr) -> tuple[int, ...]:
@@ -34,13 +45,38 @@ def gradient_tables(expr: Expr) -> tuple[int, ...]:
     return tuple(sorted({load.value for load in float_loads(expr)}))
 
 
-def emit_gradient(expr: Expr, captures: CaptureSpec, kind: str = "score", tables: Sequence[int] | None = None) -> str:
+def most_additions(expr: Expr, table: int, sizes: tuple[int, int, int, int], blocks: tuple[int, int]) -> int:
+    """How many numbers `score_scatter` adds at most to one entry of a captured table of `expr`, for `sizes` (batch, heads, queries, keys)
+    in tiles of `blocks` (queries, keys).
+
+    >>> from flexmask.ir import parse
+    >>> most_additions(parse("score + t0[h]", ["float"]), 0, (2, 8, 100, 1000), (64, 64))  # one a tile, from each batch entry
+    64
+    """
+    total = 0
+    for load in float_loads(expr):
+        if load.value == table:
+            counts = [1 if index in load.args else size for index, size in zip((B, H), sizes, strict=False)]
+            for index, size, block in zip((Q, K), sizes[2:], blocks, strict=True):
+                tiles = -(-size // block)
+                counts.append(1 if index in load.args else tiles * block if uses(load, index, SCORE) else tiles)
+            total += math.prod(counts)
+    return total
+
+
+def emit_gradient(
+    expr: Expr, captures: CaptureSpec, kind: str = "score", tables: Sequence[int] | None = None, scatter: str = "float"
+) -> str:
     """The text of two device functions (and those that they call), for kernels that have recomputed a tile's scores:
 
     * `{kind}_slope(tables, numbers, row, score, b, h, q_idx, kv_idx)`: d expr / d score, float32, broadcastable to [BLOCK_Q, BLOCK_KV].
     * `{kind}_scatter(grads, tables, numbers, row, score, b, h, q_idx, kv_idx, ds, valid)`: adds ds * d expr / d load at the entry of each
       load of `tables` (by default all of `gradient_tables(expr)`); returns nothing. `grads` is a tuple of pointers to float32 buffers, one
       for each of `tables` in their order, contiguous in the table's shape (whatever the table's own strides).
+
+    With `scatter` "peak" or "fixed", for two launches whose sums are the same in any order, `grads` holds for each of `tables` an int64
+    buffer, then for each an int32 buffer, then for each a float, its limit. "peak" raises the int32 buffer to the bits of the greatest
+    magnitude that is to be added; "fixed" adds integers to the int64 one: the limit stands for the least power of two above the peak.
 
     b and h are numbers, q_idx [BLOCK_Q, 1] and kv_idx [1, BLOCK_KV] count up by one, ds is float32 [BLOCK_Q, BLOCK_KV]. Pairs that are
     not `valid`, and those where ds is 0, add nothing whatever their slope is; nor do places outside of the table.
@@ -59,17 +95,18 @@ def emit_gradient(expr: Expr, captures: CaptureSpec, kind: str = "score", tables
     slope = derivative(expr, SCORE)
     lines = row.unpacked + body.lines([slope])
     slope_text = write_function(f"{kind}_slope({parameters})", _SLOPE, lines, write_result(body.done[slope], kind))
-    scatter = _Scatter(expr, captures, kind, gradient_tables(expr) if tables is None else tables, row)
-    scatter_text = write_function(f"{kind}_scatter(grads, {parameters}, ds, valid)", _SCATTER, row.unpacked + scatter.lines())
-    return "\n\n\n".join([slope_text, *scatter.functions, scatter_text])
+    written = _Scatter(expr, captures, kind, gradient_tables(expr) if tables is None else tables, row, scatter)
+    head = f"{kind}_scatter(grads, {parameters}, ds, valid)"
+    scatter_text = write_function(head, _SCATTER[scatter] + _DS, row.unpacked + written.lines())
+    return "\n\n\n".join([slope_text, *written.functions, scatter_text])
 
 
 class _Scatter:
     """The statements that add to the tables' gradients, and the functions that they call."""
 
-    def __init__(self, expr: Expr, captures: CaptureSpec, kind: str, tables: Sequence[int], row: Row):
+    def __init__(self, expr: Expr, captures: CaptureSpec, kind: str, tables: Sequence[int], row: Row, scatter: str):
         self.body = Body(captures, _INDICES, frozenset(), row.given)
-        self.kind, self.tables = kind, tuple(tables)
+        self.kind, self.tables, self.scatter = kind, tuple(tables), scatter
         self.slopes = {load: derivative(expr, load) for load in float_loads(expr) if load.value in self.tables}
         self.sums: dict[tuple[int, ...], str] = {}
         self.functions: list[str] = []
@@ -83,7 +120,7 @@ class _Scatter:
             if load in slanted:
                 self._add_diagonals(load, sent)
             else:
-                self.body.statements.append(self._addition(self.body, load, sent))
+                self._add(self.body, load, sent)
         return self.body.written()
 
     def _sent(self, load: Expr, slope: Expr) -> str:
@@ -107,9 +144,9 @@ class _Scatter:
         name = f"{self.kind}_diagonals" + (f"_{len(self.functions) + 1}" if self.functions else "")
         body = Body(self.body.captures, _INDICES[:-1], frozenset(), {})
         body.lines(list(load.args))
-        body.statements.append(self._addition(body, load, "ds"))
+        self._add(body, load, "ds")
         head = f"{name}(grads, tables, numbers, b, h, q_idx, kv_idx, ds)"
-        self.functions.append(write_function(head, _DIAGONALS, body.written()))
+        self.functions.append(write_function(head, _DIAGONALS[self.scatter], body.written()))
         skewed = self._variable(f"skew({sent})")
         self.body.statements += [
             "for turn in tl.static_range((ds.shape[0] - 1) // ds.shape[1] + 2):",
@@ -117,16 +154,31 @@ class _Scatter:
             f"    {name}(grads, tables, numbers, b, h, q_first, kv_there, diagonal_sums({skewed}, turn))",
         ]
 
-    def _addition(self, body: Body, load: Expr, sent: str) -> str:
-        """The statement that adds `sent` where the load's entry stands in a contiguous table, if it is inside."""
-        place, checks = "0", [f"({sent} != 0.0)"]
+    def _add(self, body: Body, load: Expr, sent: str) -> None:
+        """The statements that add `sent` where the load's entry stands in a contiguous table, if it is inside."""
+        place, sends, checks = "0", f"({sent} != 0.0)", []
         for axis, index in enumerate(load.args):
             size = body.part(load.value, "size", axis)
             here, check = body.place(index, number_value(body.done[index]), size)
             place = wide_value(here) if axis == 0 else f"({place} * {size} + {here.operand})"
             checks.append(check)
-        address = f"grads[{self.tables.index(load.value)}] + {place}"
-        return write_call("tl.atomic_add", [address, sent, f"mask={' & '.join(checks)}", 'sem="relaxed"'])
+        sums, count = self.tables.index(load.value), len(self.tables)
+        if self.scatter == "float":
+            body.statements.append(_atomic("add", f"grads[{sums}] + {place}", sent, [sends, *checks]))
+        elif self.scatter == "peak":
+            body.statements.append(_atomic("max", f"grads[{count + sums}] + {place}", f"magnitude({sent})", [sends, *checks]))
+        else:
+            entry, peak = (body.scope.take(name, name) for name in ("entry", "peak"))
+            # whether anything is sent is not asked here: Triton may read ahead, and would have to compute scores ahead to know
+            read = [f"grads[{count + sums}] + {entry}", *([f"mask={' & '.join(checks)}", "other=0"] if checks else [])]
+            bare = place[1:-1] if len(load.args) > 1 else place
+            body.statements += [f"{entry} = {bare}", f"{peak} = {write_call('tl.load', read)}"]
+            value = f"fixed_point({sent}, {peak}, grads[{2 * count + sums}])"
+            body.statements.append(_atomic("add", f"grads[{sums}] + {entry}", value, [sends, *checks]))
+
+
+def _atomic(operation: str, address: str, value: str, checks: list[str]) -> str:
+    return write_call(f"tl.atomic_{operation}", [address, value, f"mask={' & '.join(checks)}", 'sem="relaxed"'])
 
 
 def _is_slanted(load: Expr) -> bool:

@@ -58,6 +58,8 @@ _SMALL: Table = {
     256: ((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
 }
 _FLOAT32: dict[str, Table] = {"dq": _SMALL, "dkdv": _SMALL}
+# what a kernel does about the gradients of captured tables, and how a plan says it
+SCATTERS = {"": "", "float": "table gradients", "peak": "peaks of table gradients", "fixed": "table gradients in fixed point"}
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,9 @@ class BackwardPlan:
     """One backward kernel: what it computes (first fields) and how.
 
     `part` is "dq", the gradient of the queries by a map by rows, or "dkdv", those of keys and values by a map by columns; `map_form`,
-    `pieces`, `starts` and `runs` are as in a KernelPlan, of the map of that axis; `scatter` says that the kernel of dq also adds up the
-    gradients of captured tables.
+    `pieces`, `starts` and `runs` are as in a KernelPlan, of the map of that axis. `scatter` says what the kernel of dq does about the
+    gradients of captured tables: nothing (""), adds floats ("float"), or, of two launches whose sums are the same in any order, finds the
+    peaks (and no dq: "peak") or adds integers ("fixed").
 
     >>> plan = plan_backward("dkdv", head_dim=128, dtype="bfloat16", arch=80, map_form="range", pieces=1)
     >>> print(plan)
@@ -84,7 +87,7 @@ class BackwardPlan:
     starts: bool
     runs: str
     score: bool
-    scatter: bool
+    scatter: str
     block_q: int
     block_kv: int
     num_warps: int
@@ -101,6 +104,8 @@ class BackwardPlan:
             raise ValueError(f'a kernel runs "always", or where its map\'s intervals "hold" or "fail"; got {self.runs!r}')
         if not 0 <= self.pieces <= 3 or (self.map_form == "none" and self.pieces) or (self.map_form == "range" and not self.pieces):
             raise ValueError(f"a plan has 0 to 3 intervals, none without a map, some with ranges; got {self.pieces} ({self.map_form} map)")
+        if self.scatter not in SCATTERS:
+            raise ValueError(f'captured tables are given nothing (""), "float", "peak" or "fixed"; got {self.scatter!r}')
         if self.scatter and not (self.score and self.part == "dq"):
             raise ValueError("gradients of captured tables come from the dq kernel of a score mod")
 
@@ -112,7 +117,8 @@ class BackwardPlan:
             line = "row" if self.part == "dq" else "column"
             parts.append(f"{self.pieces} interval{'s' * (self.pieces > 1)} a {line}" + (" from the first place" if not self.starts else ""))
         parts += [f"where the intervals {self.runs}"] * (self.runs != "always")
-        parts += ["predicate evaluated"] * self.evaluated + ["score mod"] * self.score + ["table gradients"] * self.scatter
+        parts += ["predicate evaluated"] * self.evaluated + ["score mod"] * self.score
+        parts += [SCATTERS[self.scatter]] * bool(self.scatter)
         parts += [f"tiles {self.block_q}x{self.block_kv}", f"{self.num_warps} warps", f"{self.num_stages} stages", f"{self.loads} loads"]
         return ", ".join(parts)
 
@@ -141,11 +147,12 @@ class BackwardPlan:
 
     def shared_bytes(self) -> int:
         """Estimate of shared memory: what stays, all stages of what passes by, a tile of probabilities or their gradients, and tiles of a
-        captured table if mods may load one."""
+        captured table if mods may load one, and of peaks (both launches have the same tiles)."""
         item, dims = ITEM_BYTES[self.dtype], self.padded_dim + self.padded_v_dim
         stay, pass_by = (self.block_q, self.block_kv) if self.part == "dq" else (self.block_kv, self.block_q)
         pairs = self.block_q * self.block_kv
         tables = self.num_stages * pairs * 2 if self.score or self.evaluated else 0
+        tables += self.num_stages * pairs * 4 if self.scatter in ("peak", "fixed") else 0
         return item * (stay * dims + self.num_stages * pass_by * dims + pairs) + tables
 
     def to_json(self) -> str:
@@ -168,7 +175,7 @@ def plan_backward(
     starts: bool = True,
     runs: str = "always",
     score: bool = False,
-    scatter: bool = False,
+    scatter: str = "",
     loads: str = "pointer",
     heavy: bool = False,
 ) -> BackwardPlan:
@@ -188,14 +195,16 @@ def plan_backward(
     evaluated = map_form == "list" and not pieces
     work = 2 if heavy or scatter else 1 if score or evaluated else 0
     tile = _row(part, max(padded(head_dim), padded(v_head_dim)), dtype, arch, loads)[work]
-    plan: BackwardPlan | None = BackwardPlan(
-        part, head_dim, v_head_dim, dtype, map_form, pieces, starts, runs, score, scatter, *tile, loads, arch
-    )
-    while plan is not None and plan.shared_bytes() > SHARED_BYTES.get(arch, SHARED_BYTES[86]):
-        plan = shrink_backward(plan)
-    if plan is None:
+    plan = BackwardPlan(part, head_dim, v_head_dim, dtype, map_form, pieces, starts, runs, score, scatter, *tile, loads, arch)
+    if scatter in ("peak", "fixed"):
+        # both launches must sum over the same tiles; the second holds the places of peaks and sums beside everything else
+        plan = replace(plan, block_kv=min(plan.block_kv, 32))
+    fitting: BackwardPlan | None = plan
+    while fitting is not None and fitting.shared_bytes() > SHARED_BYTES.get(arch, SHARED_BYTES[86]):
+        fitting = shrink_backward(fitting)
+    if fitting is None:
         raise BackendError(f"no kernel for head dims {head_dim} and {v_head_dim} in {dtype} fits a GPU of compute capability {arch / 10}.")
-    return plan
+    return fitting
 
 
 def _row(part: str, dim: int, dtype: str, arch: int, loads: str) -> Row:

@@ -5,27 +5,37 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..analysis import Facts
 from ..ir import show, simplify
-from ..lowering import BackwardPlan, emit_function, emit_gradient, gradient_tables, plan_backward
+from ..lowering import BackwardPlan, emit_function, emit_gradient, gradient_tables, most_additions, plan_backward
 from ..templates.assemble_backward import assemble_backward
 from ..templates.backward_passes import Pass
 from ..templates.backward_passes import backward as run_passes
 from . import cpu, cpu_backward, launch
+from .extras import NO_EXTRAS, Extras
 from .forward import Request, arch_of
 from .maps import find_device_maps, find_map, host_variant, interpreting
 from .recipes import captures_of
 from .store import Store, code_fingerprint
+from .table_buffers import FixedBuffers, FloatBuffers
 from .tile_map import TileMap
 from .variants import NO_MASK, Variant, by_predicate, is_costly, variants
 
-# dq, dk, dv, and gradients of captured tensors of the score by their numbers
-Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]
 PARTS = {"dq": "row", "dkdv": "column"}
+
+
+class Gradients(NamedTuple):
+    """dq, dk, dv, gradients of captured tensors of the score by their numbers, and that of the sinks, float32, where there are any."""
+
+    dq: torch.Tensor
+    dk: torch.Tensor
+    dv: torch.Tensor
+    tables: dict[int, torch.Tensor]
+    sinks: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -40,50 +50,68 @@ class Saved:
 
 
 def run_cpu(
-    store: Store, request: Request, saved: Saved, dout: torch.Tensor, dlse: torch.Tensor | None, scale: float, wanted: Collection[int]
-) -> Gradients:
+    store: Store, request: Request, saved: Saved, dout: torch.Tensor, dlse: torch.Tensor | None, scale: float, wanted: Collection[int],
+    extras: Extras = NO_EXTRAS, deterministic: bool = False,
+) -> Gradients:  # fmt: skip
     """Gradients on CPU tensors; of the score's captured tensors those that are `wanted`."""
     mask = None if request.mask is None else (store.facts(request.mask)[1].predicate, request.mask.tensors, request.mask.scalars)
     score = None if request.score is None else (simplify(request.score.expr), request.score.tensors, request.score.scalars)
     block_q, block_kv = cpu.blocks(request.shapes.q_len, request.shapes.kv_len)
     tile_map = None if request.mask is None else find_map(store, request.mask, request.extent(saved.q.device), block_q, block_kv)[1]
     found = cpu_backward.backward(
-        saved.q, saved.k, saved.v, saved.out, saved.lse, dout, dlse, scale=scale, tile_map=tile_map, mask=mask, score=score, tables=wanted
-    )
-    return found.q, found.k, found.v, found.tables
+        saved.q, saved.k, saved.v, saved.out, saved.lse, dout, dlse, scale=scale, tile_map=tile_map, mask=mask, score=score, tables=wanted,
+        extras=extras,
+    )  # fmt: skip
+    return Gradients(found.q, found.k, found.v, found.tables, found.sinks)
 
 
 def run_triton(
-    store: Store, request: Request, saved: Saved, dout: torch.Tensor, dlse: torch.Tensor | None, scale: float, wanted: Collection[int]
-) -> Gradients:
+    store: Store, request: Request, saved: Saved, dout: torch.Tensor, dlse: torch.Tensor | None, scale: float, wanted: Collection[int],
+    extras: Extras = NO_EXTRAS, deterministic: bool = False,
+) -> Gradients:  # fmt: skip
     """The same by generated kernels, on the tensors' GPU (or in Triton's interpreter)."""
     tma = not interpreting() and launch.fits_tma(saved.q, saved.k, saved.v) and dout.is_contiguous()
-    scatters = bool(wanted)
-    rows, columns = (_passes(store, request, saved.q, part, tma, scatters and part == "dq") for part in PARTS)
-    buffers = {}
-    if request.score is not None and scatters:
-        tables = gradient_tables(simplify(request.score.expr))
-        buffers = {n: torch.zeros(request.score.tensors[n].shape, dtype=torch.float32, device=saved.q.device) for n in tables}
+    scatter = "" if not wanted else "fixed" if deterministic else "float"
+    rows = _passes(store, request, saved.q, "dq", tma, scatter)
+    # hashes beside two accumulators: tiles as large as without dropout would spill registers
+    columns = _passes(store, request, saved.q, "dkdv", tma, heavy=extras.dropout is not None and arch_of(saved.q.device) >= 90)
+    peaks = _passes(store, request, saved.q, "dq", tma, "peak") if scatter == "fixed" else ()
+    buffers = _buffers(request, saved.q, scatter, rows)
     captures = [launch.NO_CAPTURES if t is None else (t.tensors, t.scalars) for t in (request.mask, request.score)]
-    dq, dk, dv = run_passes(
+    dq, dk, dv, sinks = run_passes(
         rows, columns, saved.q, saved.k, saved.v, saved.out, saved.lse, dout, dlse, scale=scale, mask=captures[0], score=captures[1],
-        grads=tuple(buffers.values()),
+        grads=buffers.grads, peaks=peaks, sinks=extras.sinks, dropout=extras.dropout,
     )  # fmt: skip
-    return dq, dk, dv, {n: buffer for n, buffer in buffers.items() if n in wanted}
+    return Gradients(dq, dk, dv, buffers.result(wanted), sinks)
 
 
-def _passes(store: Store, request: Request, q: torch.Tensor, part: str, tma: bool, scatter: bool) -> Sequence[Pass]:
-    """The kernels of a part with their maps."""
+def _buffers(request: Request, q: torch.Tensor, scatter: str, rows: Sequence[Pass]) -> FloatBuffers | FixedBuffers:
+    """What the kernels of dq add the gradients of captured tables to: all of those tables, as one kernel serves whichever are wanted."""
+    if request.score is None or not scatter:
+        return FloatBuffers({})
+    expr, s = simplify(request.score.expr), request.shapes
+    tables = {n: request.score.tensors[n] for n in gradient_tables(expr)}
+    if scatter == "float":
+        return FloatBuffers.zeros(tables, q.device)
+    sizes = (q.shape[0], q.shape[1], s.q_len, s.kv_len)
+    blocks = [(module.BLOCK_Q.value, module.BLOCK_KV.value) for module, _ in rows]
+    return FixedBuffers.zeros(tables, q.device, {n: max(most_additions(expr, n, sizes, b) for b in blocks) for n in tables})
+
+
+def _passes(
+    store: Store, request: Request, q: torch.Tensor, part: str, tma: bool, scatter: str = "", heavy: bool = False
+) -> Sequence[Pass]:
+    """The kernels of a part with their maps; `heavy` ones hold more than their mods need."""
     s, axis = request.shapes, PARTS[part]
     facts = None if request.mask is None else store.facts(request.mask)[1]
     chosen = _variants(request, facts, q, axis)
     structure = tuple(None if t is None else store.key_of(t) for t in (request.mask, request.score))
 
     def make() -> list[tuple[BackwardPlan, Any]]:
-        plans = [_plan(request, facts, variant, part, q, tma, scatter) for variant in chosen]
+        plans = [_plan(request, facts, variant, part, q, tma, scatter, heavy) for variant in chosen]
         return [(plan, launch.load(_file(store, request, plan))) for plan in plans]
 
-    key = (*structure, "backward", part, s.head_dim, s.v_head_dim, q.dtype, arch_of(q.device), tma, scatter, chosen)
+    key = (*structure, "backward", part, s.head_dim, s.v_head_dim, q.dtype, arch_of(q.device), tma, scatter, heavy, chosen)
     kernels = store.kernel(key, make)
     wanted = tuple([(variant, plan.block_q, plan.block_kv) for variant, (plan, _) in zip(chosen, kernels, strict=True)])
     if request.mask is None or chosen[0].map_form == "none":
@@ -105,7 +133,9 @@ def _variants(request: Request, facts: Facts | None, q: torch.Tensor, axis: str)
     return (by_predicate(),) if found[0].bits else found
 
 
-def _plan(request: Request, facts: Facts | None, variant: Variant, part: str, q: torch.Tensor, tma: bool, scatter: bool) -> BackwardPlan:
+def _plan(
+    request: Request, facts: Facts | None, variant: Variant, part: str, q: torch.Tensor, tma: bool, scatter: str, heavy: bool
+) -> BackwardPlan:
     s, arch = request.shapes, arch_of(q.device)
     evaluated = variant.map_form == "list" and not variant.pieces
     mods = [facts.predicate] * evaluated if facts is not None else []
@@ -113,7 +143,7 @@ def _plan(request: Request, facts: Facts | None, variant: Variant, part: str, q:
     return plan_backward(
         part, s.head_dim, s.v_head_dim, dtype=str(q.dtype).removeprefix("torch."), arch=arch, map_form=variant.map_form,
         pieces=variant.pieces, starts=variant.starts, runs=variant.runs, score=request.score is not None, scatter=scatter,
-        loads="tma" if tma and arch >= 90 else "pointer", heavy=is_costly(*mods) or scatter,
+        loads="tma" if tma and arch >= 90 else "pointer", heavy=is_costly(*mods) or bool(scatter) or heavy,
     )  # fmt: skip
 
 
@@ -137,7 +167,8 @@ def _write(store: Store, request: Request, plan: BackwardPlan) -> str:
     if request.score is not None:
         expr, spec = simplify(request.score.expr), captures_of(request.score)
         header += [f"score {request.score.name}", f"    {show(expr, request.score.names())}"]
-        score, gradient = emit_function("score_mod", expr, spec, "score"), emit_gradient(expr, spec, "score")
+        score = emit_function("score_mod", expr, spec, "score")
+        gradient = emit_gradient(expr, spec, "score", scatter=plan.scatter or "float")
     return assemble_backward(plan, mask, score, gradient, header)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from ..analysis import index_range
 from ..errors import ShapeError
 from ..frontend import Traced
 from ..ir import INDICES, Expr, show, walk
+from .extras import Extras
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -26,6 +28,15 @@ class Shapes:
     kv_len: int
     head_dim: int
     v_head_dim: int
+
+
+def as_autocast(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k and v in autocast's dtype where it is on for their device, but float64 as it is: what torch does for its own attention."""
+    if not isinstance(q, torch.Tensor) or not torch.is_autocast_enabled(q.device.type):
+        return q, k, v
+    dtype = torch.get_autocast_dtype(q.device.type)
+    q, k, v = [x if x.dtype == torch.float64 or not x.is_floating_point() else x.to(dtype) for x in (q, k, v)]
+    return q, k, v
 
 
 def check_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gqa: bool) -> Shapes:
@@ -46,21 +57,24 @@ def check_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gqa: 
 
 
 def _check_sizes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gqa: bool) -> None:
-    found = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if k.shape[:3] != v.shape[:3]:
-        raise ShapeError(f"k and v differ in batch, heads or length: {found}.")
+        raise ShapeError(f"k and v differ in batch, heads or length: {_sizes(q, k, v)}.")
     if q.shape[3] != k.shape[3]:
-        raise ShapeError(f"q and k differ in head_dim: {found}.")
+        raise ShapeError(f"q and k differ in head_dim: {_sizes(q, k, v)}.")
     if q.shape[3] == 0 or v.shape[3] == 0:
-        raise ShapeError(f"a head_dim is 0: {found}.")
-    if k.shape[0] not in (q.shape[0], 1):
-        raise ShapeError(f"the batch of k and v is that of q, or 1: {found}.")
+        raise ShapeError(f"a head_dim is 0: {_sizes(q, k, v)}.")
+    if k.shape[0] != q.shape[0] and k.shape[0] != 1:
+        raise ShapeError(f"the batch of k and v is that of q, or 1: {_sizes(q, k, v)}.")
     if q.shape[1] == k.shape[1]:
         return
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise ShapeError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key heads: {found}.")
+        raise ShapeError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key heads: {_sizes(q, k, v)}.")
     if not enable_gqa:
         raise ShapeError(f"q has {q.shape[1]} heads and k has {k.shape[1]}; pass enable_gqa=True to share each key head among queries.")
+
+
+def _sizes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
 
 
 def check_scale(scale: float | None, head_dim: int) -> float:
@@ -70,6 +84,46 @@ def check_scale(scale: float | None, head_dim: int) -> float:
     if isinstance(scale, torch.Tensor) or not math.isfinite(scale):
         raise ShapeError(f"scale is a finite Python number, got {scale!r}.")
     return float(scale)
+
+
+def make_extras(q: torch.Tensor, sinks: torch.Tensor | None, dropout_p: float, seed: int | torch.Tensor | None, peaks: bool) -> Extras:
+    """Sinks [Hq], dropout with its seed, drawn from torch's generator of q's device where none is given, and what else is wanted.
+
+    Raises ShapeError for sinks of another shape or device, for a chance outside of [0, 1), and for a seed that is no whole number.
+    """
+    if sinks is not None:
+        if not isinstance(sinks, torch.Tensor) or sinks.dim() != 1 or sinks.shape[0] != q.shape[1] or not sinks.is_floating_point():
+            raise ShapeError(f"sinks is a float tensor with a logit for each of the {q.shape[1]} query heads; got {_described(sinks)}.")
+        if sinks.device != q.device:
+            raise ShapeError(f"sinks are on {sinks.device}, q on {q.device}.")
+    if not 0.0 <= dropout_p < 1.0:
+        raise ShapeError(f"dropout_p is a chance in [0, 1), got {dropout_p!r}. With 1 nothing would be left.")
+    return Extras(sinks, float(dropout_p), _seed(seed, q.device) if dropout_p > 0 else None, peaks)
+
+
+def _seed(seed: int | torch.Tensor | None, device: torch.device) -> torch.Tensor:
+    """int64 [1] on the device, without waiting for it."""
+    if seed is None:
+        return torch.randint(0, 2**62, (1,), dtype=torch.int64, device=device)
+    if isinstance(seed, torch.Tensor):
+        if seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != device:
+            raise ShapeError(f"seed is a whole number, or an int64 tensor of one on {device}; got {_described(seed)}.")
+        return seed.reshape(1)
+    if not isinstance(seed, int):
+        raise ShapeError(f"seed is a whole number, or an int64 tensor of one; got {_described(seed)}.")
+    return torch.full((1,), seed, dtype=torch.int64, device=device)
+
+
+def _described(x: object) -> str:
+    return f"{x.dtype} {tuple(x.shape)} on {x.device}" if isinstance(x, torch.Tensor) else f"{type(x).__name__} {x!r}"
+
+
+def check_request(traces: Sequence[Traced | None], shapes: Shapes, device: torch.device) -> None:
+    """`check_captures` for a call's mask and score."""
+    sizes = {"batch": shapes.batch, "heads": shapes.heads, "q_len": shapes.q_len, "kv_len": shapes.kv_len}
+    for traced in traces:
+        if traced is not None:
+            check_captures(traced, **sizes, device=device)
 
 
 def check_captures(traced: Traced, *, batch: int, heads: int, q_len: int, kv_len: int, device: torch.device) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from ..ir import SCORE, const, derivative, evaluate_all
 from .cpu_walk import Mod, Unit, Walk, gather, scratch, weigh
+from .extras import NO_EXTRAS, Extras
 from .segments import Chunk
 from .table_gradients import TableGradients, gradient_loads
 from .tile_map import TileMap
@@ -28,12 +29,14 @@ Hidden = list[tuple[slice, torch.Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
-    """Gradients of the shapes and dtypes of q, k, v, and of the score's captured float tables by their numbers."""
+    """Gradients of the shapes and dtypes of q, k, v, of the score's captured float tables by their numbers, and of the sinks if any: of
+    the dtype that the computation has."""
 
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
     tables: dict[int, torch.Tensor]
+    sinks: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -51,8 +54,9 @@ def backward(
     mask: Mod | None = None,
     score: Mod | None = None,
     tables: Collection[int] | None = None,
+    extras: Extras = NO_EXTRAS,
 ) -> Gradients:
-    """Gradients in q, k, v and the score's tables, given dout [B, Hq, Q, Dv] and dlse [B, Hq, Q] (None: 0), any strides.
+    """Gradients in q, k, v, the score's tables and the sinks, given dout [B, Hq, Q, Dv] and dlse [B, Hq, Q] (None: 0), any strides.
 
     The other arguments are those of `cpu.forward` (the map by rows), and its results out and lse. `tables` names the captured tensors
     whose gradients are wanted; None means every float tensor that the score's value depends on. Computes in float64 where q is
@@ -64,17 +68,19 @@ def backward(
     >>> from flexmask.runtime.cpu import forward
     >>> from flexmask.runtime.cpu_backward import backward
     >>> q, k, v = torch.zeros(1, 1, 2, 4), torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 5)
-    >>> out, lse = forward(q, k, v, scale=0.5)
+    >>> out, lse, _ = forward(q, k, v, scale=0.5)
     >>> backward(q, k, v, out, lse, torch.ones_like(out), scale=0.5).v[0, 0, :, 0]
     tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
-    work = _Work(q, k, v, scale, tile_map, mask, score)
+    work = _Work(q, k, v, scale, tile_map, mask, score, extras)
     work.prepare(out, lse, dout, dlse)
     work.changes = None if score is None else _Changes(score, tables, work.dtype)
     for unit in work.units():
         work.run(unit)
+    if work.factor != 1:
+        work.dv.mul_(work.factor)
     dk, dv = (sums.view(x.shape).to(x.dtype) for sums, x in ((work.dk, k), (work.dv, v)))
-    return Gradients(work.dq.view(q.shape), dk, dv, {} if work.changes is None else work.changes.tables.result())
+    return Gradients(work.dq.view(q.shape), dk, dv, {} if work.changes is None else work.changes.tables.result(), work.sinks_gradient())
 
 
 @dataclass(frozen=True)
@@ -133,8 +139,10 @@ class _Work(Walk):
         tile_map: TileMap | None,
         mask: Mod | None,
         score: Mod | None,
+        extras: Extras,
     ):
-        super().__init__(q, k, v, scale, tile_map, mask, score, SCORES, FEWEST_KEYS)
+        super().__init__(q, k, v, scale, tile_map, mask, score, extras, SCORES, FEWEST_KEYS)
+        self.factor = 1.0 if self.dropout is None else self.dropout[2]
         self.dq = torch.zeros(self.q.shape, dtype=q.dtype)
         self.dk, self.dv = (torch.zeros(x.shape, dtype=self.dtype) for x in (self.k, self.v))
 
@@ -150,8 +158,16 @@ class _Work(Walk):
         self._delta, self._dout = self.pairs(delta.masked_fill_(empty, 0)), self.pairs(dout)
         q, k, v, grad, rest = (_reach(x) for x in (self.q, self.k, self.v, dout, delta))
         self._finite = all(math.isfinite(x) for x in (q, k, grad))
-        largest = (q * k * abs(self.scale) * self.q.shape[-1], grad * v * self.v.shape[-1], rest)
+        largest = (q * k * abs(self.scale) * self.q.shape[-1], grad * v * self.v.shape[-1] * self.factor, rest)
         self._tame = self._finite and all(x < LARGEST for x in largest)
+
+    def sinks_gradient(self) -> torch.Tensor | None:
+        """[Hq]: what a sink takes from every row, by the probability that it has there."""
+        if self.extras.sinks is None:
+            return None
+        level, delta = (x.reshape(self.batch, self.heads, self.q_len) for x in (self._level, self._delta))
+        share = (self.extras.sinks.to(self.dtype)[:, None] - level).exp_()
+        return share.mul_(delta).sum((0, 2)).neg_()
 
     def run(self, unit: Unit) -> None:
         inputs = self.dense(self.k, unit), self.dense(self.v, unit)
@@ -189,9 +205,14 @@ class _Work(Walk):
         if values:
             rows.by_head(p).copy_(torch.as_tensor(values[0]))
         self._weights(rows, p, hidden)
-        self._add(sums[1], p, rows.dout, chunk)
         torch.bmm(rows.dout, v.mT, out=ds)
+        dropped = self.dropped(rows.unit, rows.queries, chunk)
+        if dropped is not None:
+            ds.mul_(self.factor).masked_fill_(dropped, 0)
         ds.sub_(rows.delta).mul_(p)
+        if dropped is not None:
+            p.masked_fill_(dropped, 0)
+        self._add(sums[1], p, rows.dout, chunk)
         if not self._tame:
             _hide(rows.by_head(ds), hidden)
         if self.changes is not None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from ..ir import Env, Expr, evaluate
+from .dropout import dropped, row_keys
+from .extras import Extras
 from .segments import EVALUATED, Chunk, Segment, Span, cut, segments, width
 from .tile_map import TileMap
 
@@ -59,6 +61,7 @@ class Walk:
         tile_map: TileMap | None,
         mask: Mod | None,
         score: Mod | None,
+        extras: Extras,
         scores: int,
         fewest: int,
     ):
@@ -69,6 +72,7 @@ class Walk:
         self.map, self.mask, self.score, self.scale = tile_map, mask, score, scale
         self.block_q, self.block_kv = (tile_map.block_q, tile_map.block_kv) if tile_map else blocks(self.q_len, self.kv_len)
         self.q, self.k, self.v = self.pairs(q), k.flatten(0, 1), v.flatten(0, 1)
+        self.extras, self.dropout = extras, extras.dropout
         self._scores, self._fewest = scores, fewest
         self._shared = self.batch > 1 and 1 in (k.shape[0], v.shape[0])
         self._places = torch.arange(self.kv_len)
@@ -159,17 +163,36 @@ class Walk:
 
     def env(self, mod: Mod, unit: Unit, queries: slice, keys: torch.Tensor, score: torch.Tensor | None = None) -> Env:
         """A mod's captures, and the indices at a unit's block row and these keys: its values broadcast to [pairs, group, block_q, keys]."""
-        pair = torch.arange(unit.first, unit.last).view(-1, 1, 1, 1)
+        b, h, q_idx = self._rows_at(unit, queries)
         indices = {
-            "b": pair // self.kv_heads,
-            "h": pair % self.kv_heads * self.group + torch.arange(unit.g0, unit.g1).view(-1, 1, 1),
-            "q_idx": torch.arange(queries.start, queries.stop).view(-1, 1),
+            "b": b,
+            "h": h,
+            "q_idx": q_idx,
             "kv_idx": keys,
             "score": score,
             "q_len": self.q_len,
             "kv_len": self.kv_len,
         }
         return Env(indices, mod[1], mod[2])
+
+    def _rows_at(self, unit: Unit, queries: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Batch entry, query head and query, broadcastable to [pairs, group, block_q, 1]."""
+        pair = torch.arange(unit.first, unit.last).view(-1, 1, 1, 1)
+        h = pair % self.kv_heads * self.group + torch.arange(unit.g0, unit.g1).view(-1, 1, 1)
+        return pair // self.kv_heads, h, torch.arange(queries.start, queries.stop).view(-1, 1)
+
+    def dropped(self, unit: Unit, queries: slice, chunk: Chunk) -> torch.Tensor | None:
+        """Whether pairs are dropped, bool [pairs, rows, keys], the rows of a group's heads after each other; None without dropout."""
+        if self.dropout is None:
+            return None
+        seed, threshold, _ = self.dropout
+        return dropped(row_keys(seed, *self._rows_at(unit, queries)), self.keys(chunk), threshold).flatten(1, 2)
+
+    def sinks(self, unit: Unit) -> torch.Tensor | None:
+        """The unit's sinks, broadcastable to [pairs, group, queries]."""
+        if self.extras.sinks is None:
+            return None
+        return self.extras.sinks.to(self.dtype)[self._rows_at(unit, slice(0, 1))[1][..., 0]]
 
 
 def scratch(count: int, dtype: torch.dtype) -> torch.Tensor:

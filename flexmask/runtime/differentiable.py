@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from ..ir import simplify
 from ..lowering import gradient_tables
 from . import backward, forward
+from .extras import NO_EXTRAS, Extras
 from .forward import Request, Result
 from .store import Store
 
@@ -24,45 +25,56 @@ class Call:
     request: Request
     scale: float
     backend: str
+    extras: Extras = NO_EXTRAS
+    deterministic: bool = False
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Result:
+        if torch.is_autocast_enabled(q.device.type):
+            with torch.autocast(q.device.type, enabled=False):  # it would shorten the backends' own float32
+                return self.forward(q, k, v)
         run = forward.run_cpu if self.backend == "cpu" else forward.run_triton
-        return run(self.store, self.request, q, k, v, self.scale)
+        return run(self.store, self.request, q, k, v, self.scale, self.extras)
 
     def backward(self, saved: backward.Saved, dout: torch.Tensor, dlse: torch.Tensor | None, wanted: list[int]) -> backward.Gradients:
+        if torch.is_autocast_enabled(dout.device.type):
+            with torch.autocast(dout.device.type, enabled=False):
+                return self.backward(saved, dout, dlse, wanted)
         run = backward.run_cpu if self.backend == "cpu" else backward.run_triton
-        return run(self.store, self.request, saved, dout, dlse, self.scale, wanted)
+        return run(self.store, self.request, saved, dout, dlse, self.scale, wanted, self.extras, self.deterministic)
 
 
 def attend(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Result:
-    """(out, lse), with gradients in q, k, v and the float tensors that the score mod captures where any of them requires some."""
-    tables = call.request.score_tensors
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (q, k, v, *tables)):
+    """The result, with gradients in q, k, v, the sinks and the float tensors that the score mod captures, where any requires some."""
+    sinks, tables = call.extras.sinks, call.request.score_tensors
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (q, k, v, sinks, *tables)):
         return call.forward(q, k, v)
-    apply: Callable[..., Result] = _Attend.apply
-    return apply(call, q, k, v, *tables)
+    apply: Callable[..., Any] = _Attend.apply
+    return Result(*apply(call, q, k, v, sinks, *tables))
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *tables: torch.Tensor) -> Result:
-        out, lse = call.forward(q, k, v)
+    def forward(ctx: Any, call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: Any, *tables: torch.Tensor) -> Any:
+        found = call.forward(q, k, v)
         # the captured tensors too: autograd then says so if one was changed in place before the backward pass
         masks = () if call.request.mask is None else call.request.mask.tensors
-        ctx.save_for_backward(q, k, v, out, lse, *masks, *tables)
+        ctx.save_for_backward(q, k, v, found.out, found.lse, sinks, call.extras.seed, *masks, *tables)
         ctx.call = call
         ctx.set_materialize_grads(False)
-        return out, lse
+        if found.peaks is not None:
+            ctx.mark_non_differentiable(found.peaks)
+        return tuple(found)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> Any:
+    def backward(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None, _: torch.Tensor | None) -> Any:
         call, saved = ctx.call, backward.Saved(*ctx.saved_tensors[:5])
         dout = torch.zeros_like(saved.out) if dout is None else dout
-        needed = ctx.needs_input_grad[4:]
+        needed = ctx.needs_input_grad[5:]
         score = call.request.score
         carry = () if score is None else gradient_tables(simplify(score.expr))
         wanted = [n for n in carry if needed[n]]
-        dq, dk, dv, tables = call.backward(saved, dout, dlse, wanted)
-        found = [tables[n].to(t.dtype) if n in tables else None for n, t in enumerate(call.request.score_tensors)]
-        return None, dq, dk, dv, *found
+        found = call.backward(saved, dout, dlse, wanted)
+        dtables = [found.tables[n].to(t.dtype) if n in found.tables else None for n, t in enumerate(call.request.score_tensors)]
+        dsinks = None if found.sinks is None else found.sinks.to(call.extras.sinks.dtype)
+        return None, found.dq, found.dk, found.dv, dsinks, *dtables

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,13 +18,20 @@ from ..lowering import KernelPlan, emit_function, emit_row_bounds, plan_forward
 from ..templates.assemble import assemble
 from . import cpu, launch
 from .checks import Shapes
+from .extras import NO_EXTRAS, Extras
 from .maps import Extent, find_device_maps, find_map, host_variant, interpreting
 from .recipes import captures_of
 from .store import Store, code_fingerprint
 from .tile_map import TileMap
 from .variants import Variant, is_costly, variants
 
-Result = tuple[torch.Tensor, torch.Tensor]
+
+class Result(NamedTuple):
+    """out [B, Hq, Q, Dv] in q's dtype, lse [B, Hq, Q], natural; where asked for, the greatest score of each row, [B, Hq, Q]."""
+
+    out: torch.Tensor
+    lse: torch.Tensor
+    peaks: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,13 @@ class Request:
         return Extent(s.q_len, s.kv_len, s.batch, s.heads, device)
 
 
-def run_cpu(store: Store, request: Request, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Result:
-    """(out, lse) on CPU tensors."""
+def run_cpu(
+    store: Store, request: Request, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, extras: Extras = NO_EXTRAS
+) -> Result:
+    """The result on CPU tensors."""
     mask = None if request.mask is None else (store.facts(request.mask)[1].predicate, request.mask.tensors, request.mask.scalars)
     score = None if request.score is None else (simplify(request.score.expr), request.score.tensors, request.score.scalars)
-    return cpu.forward(q, k, v, scale=scale, tile_map=_cpu_map(store, request), mask=mask, score=score)
+    return Result(*cpu.forward(q, k, v, scale=scale, tile_map=_cpu_map(store, request), mask=mask, score=score, extras=extras))
 
 
 @dataclass(frozen=True)
@@ -60,16 +69,18 @@ class Kernel:
     module: Any
 
 
-def run_triton(store: Store, request: Request, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Result:
-    """(out, lse) on the tensors' GPU (or in Triton's interpreter) by a generated kernel, or by two of which a flag there chooses."""
+def run_triton(
+    store: Store, request: Request, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, extras: Extras = NO_EXTRAS
+) -> Result:
+    """The result on the tensors' GPU (or in Triton's interpreter) by a generated kernel, or by two of which a flag there chooses."""
     tma = not interpreting() and launch.fits_tma(q, k, v)
     kernels = find_kernels(store, request, q.dtype, q.device, tma)
     mask, score = _captures(request.mask), _captures(request.score)
-    found: Result | None = None
+    found: launch.Found | None = None
     for kernel, tile_map in zip(kernels, _maps(store, request, kernels, q.device), strict=True):
-        found = launch.launch_forward(kernel.module, q, k, v, scale, tile_map, mask, score, into=found)
+        found = launch.launch_forward(kernel.module, q, k, v, scale, tile_map, mask, score, into=found, extras=extras)
     assert found is not None
-    return found
+    return Result(*found)
 
 
 def _maps(store: Store, request: Request, kernels: Sequence[Kernel], device: torch.device) -> Sequence[TileMap | None]:

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from ..errors import BackendError
+from .extras import NO_EXTRAS, Extras
 from .prepared import Prepared
 
 Captures = tuple[Sequence[torch.Tensor], Sequence[int | float]]
 NO_CAPTURES: Captures = ((), ())
+Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 def load(path: str | Path) -> ModuleType:
@@ -64,16 +66,19 @@ def launch_forward(
     tile_map: Any = None,
     mask: Captures = NO_CAPTURES,
     score: Captures = NO_CAPTURES,
-    into: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run a loaded kernel: (out [B, Hq, Q, Dv] in q's dtype, lse float32 [B, Hq, Q], natural logarithm).
+    into: Found | None = None,
+    extras: Extras = NO_EXTRAS,
+) -> Found:
+    """Run a loaded kernel: (out [B, Hq, Q, Dv] in q's dtype, lse float32 [B, Hq, Q], natural logarithm, and if `extras` wants them the
+    greatest scores of the rows, like lse, else None).
 
     `tile_map` is a TileMap for the plan's block sizes on q's device, or None for a plan without a map. `mask` and `score` are the
     captured (tensors, scalars) in the order of the expressions the kernel was emitted from. Of two kernels that take turns the
     second is given the first one's results as `into`. Raises BackendError where the kernel does not fit the GPU: `lowering.shrink`
     gives a smaller plan.
     """
-    given: dict[str, Any] = {"into": into}
+    peaks = into[2] if into else torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if extras.peaks else None
+    given: dict[str, Any] = {"into": into and into[:2], "sinks": extras.sinks, "dropout": extras.dropout, "peaks": peaks}
     if tile_map is not None:
         names = ("ranges", "counts", "offsets", "index", "patterns", "words", "broken")
         given |= {name: getattr(tile_map, name) for name in names if getattr(tile_map, name) is not None}
@@ -85,7 +90,7 @@ def launch_forward(
         if type(error).__name__ == "OutOfResources":
             raise BackendError(f"the kernel does not fit this GPU ({error}). Use a smaller plan (flexmask.lowering.shrink).") from error
         raise
-    return out, lse
+    return out, lse, peaks
 
 
 def _bounds(tile_map: Any, pieces: int) -> tuple[torch.Tensor, torch.Tensor]:

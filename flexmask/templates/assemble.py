@@ -36,7 +36,7 @@ def assemble(
         raise ValueError("the plan evaluates the mask in the kernel, so assemble needs the mask's text")
     if plan.score != (score is not None):
         raise ValueError(f"the plan has{' a' if plan.score else ' no'} score mod, but {'none' if score is None else 'one'} was given")
-    kernel, launcher = _sections("forward.py"), _sections("launcher.py")
+    kernel, launcher, dropout = _sections("forward.py"), _sections("launcher.py"), _sections("dropout.py")
     defaults = _functions(kernel["mods"])
     mods = [mask if plan.evaluated and mask else "\n\n\n".join(defaults[n] for n in ("mask_row", "mask_mod"))]
     mods += [score or "\n\n\n".join(defaults[n] for n in ("score_row", "score_mod"))]
@@ -45,6 +45,7 @@ def assemble(
         _constants(kernel["constants of the plan"] + kernel["kernel"], plan),
         *_helpers(mods),
         *mods,
+        dropout["functions"],
         kernel["functions"],
         launcher["constants"],
         row_bounds or launcher["bounds"],

@@ -23,7 +23,8 @@ def assemble_backward(
     """The source of a kernel module for `plan`, with `row_terms`, `pack` and `backward_q` or `backward_kv` to call.
 
     `mask` and `score` are texts from `emit_function`, `gradient` the one from `emit_gradient` of the same score: `score_slope` and, for a
-    plan that scatters, `score_scatter`. All but the last work on single places, as tiles come with keys down as well as with queries down.
+    plan that scatters, its `score_scatter`. All but the last work on single places, as tiles come with keys down as well as with queries
+    down.
     `header` are lines about the mods, written as comments. Raises ValueError where the plan needs a text that is not given.
 
     >>> from flexmask.lowering.plan_backward import plan_backward
@@ -42,6 +43,7 @@ def assemble_backward(
         _constants(kernel["constants of the plan"] + kernel["kernel"], plan),
         *_helpers(mods),
         *mods,
+        _sections("dropout.py")["functions"],
         *(device[name] for name in _DEVICE[plan.part]),
         *(kernel[name] for name in ("functions", plan.part, "row terms")),
         _sections("launcher.py")["constants"].rstrip("\n") + "\n" + launcher["constants"],
@@ -58,8 +60,10 @@ def _mods(plan: BackwardPlan, defaults: dict[str, str], mask: str | None, score:
         raise ValueError("the plan adds up gradients of captured tables, so the gradient's text needs a score_scatter")
     chosen = [mask if plan.evaluated and mask else "\n\n\n".join(defaults[n] for n in ("mask_row", "mask_mod"))]
     chosen += [score or "\n\n\n".join(defaults[n] for n in ("score_row", "score_mod"))]
+    if plan.scatter:
+        return chosen + list(given.values())  # the functions that score_scatter calls stand before it
     chosen += [(given or defaults)["score_slope"]]
-    return chosen + [(given if plan.scatter else defaults)["score_scatter"]] * (plan.part == "dq")
+    return chosen + [defaults["score_scatter"]] * (plan.part == "dq")
 
 
 def _constants(text: str, plan: BackwardPlan) -> str:

@@ -2,7 +2,8 @@
 BLOCK_KV keys of one key head, over all query heads that read it, so that nothing is added atomically and every run gives the same bits.
 
 With p = exp2(score - lse): ds = p * (dout v^T - delta), dv = p^T dout, dq = scale * ds' k and dk = scale * ds'^T q, where ds' is ds times
-the slope of the score mod. Rows come with two numbers from `row_terms`: their log-sum-exp in base 2, infinite where nothing is kept (so p
+the slope of the score mod. Dropout zeroes the same pairs as in the forward pass, of dout v^T and of p in dv, and multiplies the others by
+`factor`. Rows come with two numbers from `row_terms`: their log-sum-exp in base 2, infinite where nothing is kept (so p
 is 0), and -delta, from where the product dout v^T starts.
 
 The constants and the functions under "mods" are replaced by `assemble_backward`, which takes the kernel of one part and copies everything
@@ -12,6 +13,7 @@ else as it stands. Mods are functions of single places, so the tiles of keys han
 import triton
 import triton.language as tl
 
+from .dropout import head_keys, row_keys, survives
 from .forward import find_tile, inside, load_bounds, load_rows, store_rows
 
 # ---- constants of the plan
@@ -34,8 +36,9 @@ STARTS = tl.constexpr(True)
 # "always"; or only where the map's flag on the device says that its intervals "hold", or that they "fail"
 RUNS = tl.constexpr("always")
 SCORE = tl.constexpr(False)
-# whether score_scatter adds to the gradients of captured tables
-SCATTER = tl.constexpr(False)
+# gradients of captured tables: "" (none), or score_scatter adds a "float"; or first finds the "peak" of each entry (and no dq is made),
+# then, in another launch, adds in "fixed" point, so that no order matters
+SCATTER = tl.constexpr("")
 PRECISION = tl.constexpr("ieee")
 # ---- kernel
 
@@ -210,7 +213,7 @@ def keep_keys(bounds, mask, b, h, q_idx, kv_idx, kv_len, TILE: tl.constexpr):
 @triton.jit
 def step_q(dq, context, tile, TILE: tl.constexpr):
     """Adds the share of one tile of keys to dq (but for the scale)."""
-    q, dout, lse, shift, keys, values, q_len, kv_len, scale, b, h, q_idx, bounds, mask, score, grads = context
+    q, dout, lse, shift, keys, values, q_len, kv_len, scale, b, h, q_idx, bounds, mask, score, grads, dropout = context
     start = tile * BLOCK_KV
     kv_idx = start + tl.arange(0, BLOCK_KV)[None, :]
     place = (b, h, q_idx, kv_idx)
@@ -222,19 +225,27 @@ def step_q(dq, context, tile, TILE: tl.constexpr):
         keep = keep_keys(bounds, mask, b, h, q_idx, kv_idx, kv_len, TILE)
         p = tl.where(keep, p, 0.0)
     v = load_tile(values, start, kv_len, BLOCK_KV, V_HEAD_DIM, PADDED_V_DIM, TILE != "full")
-    ds = p * (tl.dot(dout, tl.trans(v), input_precision=PRECISION) + shift)
-    if SCATTER:
+    dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
+    if len(dropout) > 0:
+        keys_of_rows, threshold, factor = dropout
+        dp = tl.where(survives(keys_of_rows, kv_idx, threshold), dp * factor, 0.0)
+    ds = p * (dp + shift)
+    if SCATTER != "":
         tables, numbers, row = score
         valid = tl.broadcast_to(keep & (q_idx < q_len), (BLOCK_Q, BLOCK_KV))
         score_scatter(grads, tables, numbers, row, s * scale, b, h, q_idx, kv_idx, tl.where(valid, ds, 0.0), valid)
-    ds = follow(ds, s, scale, keep, place, score, TILE)
-    return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+    if SCATTER != "peak":
+        ds = follow(ds, s, scale, keep, place, score, TILE)
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+    return dq
 
 
 # lengths and counts are not specialised on: another length must not compile another kernel
 @triton.jit(
-    do_not_specialize=["q_len", "kv_len", "terms_len", "heads", "group", "resident", "stride_ib", "stride_ih", "stride_mb", "stride_mh"]
-)
+    do_not_specialize=[
+        "q_len", "kv_len", "terms_len", "heads", "group", "resident", "stride_ib", "stride_ih", "stride_mb", "stride_mh", "threshold",
+    ]
+)  # fmt: skip
 def attention_backward_q(
     q, k, v, dout, dq, lse, shift,  # q, k, v, dout: TMA descriptors or pointers; dq [B, Hq, Q, D]; lse, shift: see `row_terms`
     scale, q_len, kv_len, terms_len, heads, group, kv_batch, resident,  # as in the forward kernel; `terms_len` rows of lse and shift a head
@@ -242,10 +253,11 @@ def attention_backward_q(
     stride_kb, stride_kh, stride_kn,
     stride_vb, stride_vh, stride_vn,
     stride_ob, stride_oh, stride_on,
-    mask_tables, mask_numbers, score_tables, score_numbers, grads,  # tuples: see `pack`; gradients of captured tables, float32
+    mask_tables, mask_numbers, score_tables, score_numbers, grads,  # tuples: see `pack`; what score_scatter adds to
     starts, stops, stride_ib, stride_ih,  # row intervals int32 [.., .., Q, PIECES], strides in rows
     ranges, counts, offsets, index, stride_mb, stride_mh,  # the tile map, strides in tile rows
     broken,  # int32: 0 where the map's row intervals hold
+    seed, threshold, factor,  # of dropout, as in the forward kernel; seed may be None
 ):  # fmt: skip
     """One tile row of dq, and its share of the gradients of captured tables."""
     if is_idle(broken):
@@ -269,13 +281,17 @@ def attention_backward_q(
         score = (score_tables, score_numbers, score_row(score_tables, score_numbers, b, h, q_idx))
     else:
         pace = scale * LOG2E
+    dropout = ()
+    if seed is not None:
+        dropout = (row_keys(head_keys(seed, b, h), q_idx), threshold, factor)
     context = (q_tile, dout_tile, tl.load(lse + terms), tl.load(shift + terms), keys, values, q_len, kv_len, pace, b, h, q_idx, bounds,
-               mask, score, grads)  # fmt: skip
+               mask, score, grads, dropout)  # fmt: skip
     acc = tl.zeros([BLOCK_Q, PADDED_DIM], tl.float32)
     line = b * stride_mb + h * stride_mh + m
     acc = walk(acc, context, (ranges, counts, offsets, index), line, kv_len, step_q, BLOCK_KV)
-    target = dq + (b64 * heads + h64) * q_len * HEAD_DIM
-    store_rows(target, start, q_len, HEAD_DIM, (acc * scale).to(dq.dtype.element_ty), BLOCK_Q, HEAD_DIM, PADDED_DIM)
+    if SCATTER != "peak":
+        target = dq + (b64 * heads + h64) * q_len * HEAD_DIM
+        store_rows(target, start, q_len, HEAD_DIM, (acc * scale).to(dq.dtype.element_ty), BLOCK_Q, HEAD_DIM, PADDED_DIM)
 
 
 # ---- dkdv
@@ -299,7 +315,7 @@ def keep_queries(bounds, mask, b, h, q_idx, kv_idx, q_len, TILE: tl.constexpr):
 def step_kv(acc, context, tile, TILE: tl.constexpr):
     """Adds the share of one tile of queries to dk (but for the scale) and dv."""
     dk, dv = acc
-    k, v, queries, douts, lse, shift, q_len, scale, b, h, kv_idx, bounds, mask, score_captures = context
+    k, v, queries, douts, lse, shift, q_len, scale, b, h, kv_idx, bounds, mask, score_captures, dropout = context
     start = tile * BLOCK_Q
     row = start + tl.arange(0, BLOCK_Q)
     q_idx = row[None, :]
@@ -316,9 +332,17 @@ def step_kv(acc, context, tile, TILE: tl.constexpr):
         keep = keep_queries(bounds, mask, b, h, q_idx, kv_idx, q_len, TILE)
         p = tl.where(keep, p, 0.0)
     dout = load_tile(douts, start, q_len, BLOCK_Q, V_HEAD_DIM, PADDED_V_DIM, TILE != "full")
-    dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
+    weights = p
+    if len(dropout) > 0:
+        keys_of_head, threshold, factor = dropout
+        kept = survives(row_keys(keys_of_head, q_idx), kv_idx, threshold)
+        weights = tl.where(kept, p, 0.0)
+    dv = tl.dot(weights.to(dout.dtype), dout, dv, input_precision=PRECISION)
     row_shift = tl.load(shift + row)
-    ds = p * (tl.dot(v, tl.trans(dout), input_precision=PRECISION) + row_shift[None, :])
+    dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
+    if len(dropout) > 0:
+        dp = tl.where(kept, dp * factor, 0.0)
+    ds = p * (dp + row_shift[None, :])
     ds = follow(ds, s, scale, keep, place, score, TILE)
     dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
@@ -337,6 +361,7 @@ def find_column(kv_len, heads, resident):
 
 @triton.jit(do_not_specialize=[
     "q_len", "kv_len", "terms_len", "heads", "group", "readers", "resident", "stride_ib", "stride_ih", "stride_mb", "stride_mh",
+    "threshold",
 ])  # fmt: skip
 def attention_backward_kv(
     q, k, v, dout, dk, dv, lse, shift,  # q, k, v, dout: TMA descriptors or pointers; dk [.., Hkv, KV, D], dv [.., Hkv, KV, Dv]
@@ -349,6 +374,7 @@ def attention_backward_kv(
     starts, stops, stride_ib, stride_ih,  # column intervals int32 [.., .., KV, PIECES], strides in keys
     ranges, counts, offsets, index, stride_mb, stride_mh,  # the tile map by columns, strides in block columns
     broken,  # int32: 0 where the map's column intervals hold
+    seed, threshold, factor,  # of dropout, as in the forward kernel; seed may be None
 ):  # fmt: skip
     """One block column of dk and dv, over its `readers`: the query heads, of all batch entries where K has one for them."""
     if is_idle(broken):
@@ -373,13 +399,18 @@ def attention_backward_kv(
             skipped = (b64 * stride_ib + h64 * stride_ih + start) * PIECES
             own = tl.arange(0, BLOCK_KV)[:, None]
             bounds = load_bounds(starts + skipped, stops + skipped, own, own < kv_len - start)
+        dropout = ()
+        if seed is not None:
+            dropout = (head_keys(seed, b, h), threshold, factor)
         context = (k_tile, v_tile, queries, douts, lse + terms, shift + terms, q_len, pace, b, h, kv_idx, bounds,
-                   (mask_tables, mask_numbers), (score_tables, score_numbers))  # fmt: skip
+                   (mask_tables, mask_numbers), (score_tables, score_numbers), dropout)  # fmt: skip
         line = b * stride_mb + h * stride_mh + n
         acc = walk(acc, context, (ranges, counts, offsets, index), line, q_len, step_kv, BLOCK_Q)
         last = h + 1 == (kv_h + 1) * group
         b, h = tl.where(last, b + 1, b), tl.where(last, kv_h * group, h + 1)
     dk_tile, dv_tile = acc
+    if seed is not None:
+        dv_tile = dv_tile * factor
     at = (kv_b.to(tl.int64) * heads + kv_h) * kv_len
     store_rows(dk + at * HEAD_DIM, start, kv_len, HEAD_DIM, (dk_tile * scale).to(dk.dtype.element_ty), BLOCK_KV, HEAD_DIM, PADDED_DIM)
     store_rows(dv + at * V_HEAD_DIM, start, kv_len, V_HEAD_DIM, dv_tile.to(dv.dtype.element_ty), BLOCK_KV, V_HEAD_DIM, PADDED_V_DIM)

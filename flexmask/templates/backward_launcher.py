@@ -11,6 +11,7 @@ from .backward import (
     NUM_WARPS,
     PADDED_DIM,
     PADDED_V_DIM,
+    SCATTER,
     TMA,
     attention_backward_kv,
     attention_backward_q,
@@ -68,18 +69,21 @@ def aligned(x):
 
 
 def backward_q(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures=((), ()), starts=None, stops=None,
-               ranges=None, counts=None, offsets=None, index=None, broken=None, grads=(), into=None):  # fmt: skip
+               ranges=None, counts=None, offsets=None, index=None, broken=None, grads=(), into=None, dropout=None):  # fmt: skip
     """dq [B, Hq, Q, D] of out = attention(q, k, v), given dout [B, Hq, Q, Dv] and `terms` from `row_terms`.
 
     Captures, row intervals and the map by rows are as in the forward pass. `grads` are contiguous float32 buffers that the gradients of
-    captured tables are added to, for a plan that scatters. `broken` is the flag that a kernel looks at which does not always run; `into`
-    the dq that its partner has filled where this one returns.
+    captured tables are added to, for a plan that scatters; for "peak" and "fixed" an int64 buffer for each table, then an int32 one for
+    each, then a limit for each. "peak" only raises the int32 ones, and gives no dq. `broken` is the flag that a kernel looks at which does
+    not always run; `into` the dq that its partner has filled where this one returns. `dropout` is what the forward pass was given.
     """
     batch, heads, q_len, head_dim = q.shape
     kv_len = k.shape[2]
-    dq = torch.empty(batch, heads, q_len, head_dim, dtype=q.dtype, device=q.device) if into is None else into
-    if dq.numel() == 0 or kv_len == 0:
-        return dq.zero_()
+    dq = into
+    if into is None and SCATTER.value != "peak":
+        dq = torch.empty(batch, heads, q_len, head_dim, dtype=q.dtype, device=q.device)
+    if q.numel() == 0 or kv_len == 0:
+        return None if dq is None else dq.zero_()
     (q, k, v, dout), sources = sources_of(q, k, v, dout)
     tiles = triton.cdiv(q_len, BLOCK_Q.value)
     attention_backward_q[(tiles * batch * heads,)](
@@ -90,6 +94,7 @@ def backward_q(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captur
         *mask_captures, *score_captures, tuple(grads),
         starts, stops, *strides(starts, q_len),
         ranges, counts, offsets, index, *strides(counts if ranges is None else ranges, tiles), broken,
+        *(dropout or (None, 0, 1.0)),
         num_warps=NUM_WARPS.value, num_stages=NUM_STAGES.value, enable_fp_fusion=True,
     )  # fmt: skip
     return dq
@@ -99,14 +104,14 @@ def backward_q(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captur
 
 
 def backward_kv(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures=((), ()), starts=None, stops=None,
-                ranges=None, counts=None, offsets=None, index=None, broken=None, into=None):  # fmt: skip
+                ranges=None, counts=None, offsets=None, index=None, broken=None, into=None, dropout=None):  # fmt: skip
     """(dk [B or 1, Hkv, KV, D], dv [B or 1, Hkv, KV, Dv]) of out = attention(q, k, v), given dout [B, Hq, Q, Dv] and `terms` from
     `row_terms`.
 
     The map is by columns: starts and stops are int32 [B or 1, Hq or 1, KV, PIECES], the queries that keep each key; `ranges` int32
     [B or 1, Hq or 1, block columns, 4], or `counts` and `offsets` int32 [.., .., block columns, 2] with `index`, name block rows.
     `broken` is the flag that a kernel looks at which does not always run; `into` the (dk, dv) that its partner has filled where this
-    one returns.
+    one returns. `dropout` is what the forward pass was given.
     """
     batch, q_heads, q_len, _ = q.shape
     entries, heads, kv_len, _ = k.shape
@@ -123,6 +128,7 @@ def backward_kv(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captu
         *mask_captures, *score_captures,
         starts, stops, *strides(starts, kv_len),
         ranges, counts, offsets, index, *strides(counts if ranges is None else ranges, columns), broken,
+        *(dropout or (None, 0, 1.0)),
         num_warps=NUM_WARPS.value, num_stages=NUM_STAGES.value, enable_fp_fusion=True,
     )  # fmt: skip
     return dk, dv

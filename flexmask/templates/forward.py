@@ -1,14 +1,17 @@
 """Forward attention, one program a tile of BLOCK_Q query rows: online softmax over the tiles of keys that the map keeps.
 
 The constants and the four functions under "mods" are replaced by `assemble`; everything else is copied as it stands.
-Scores are kept in base 2. A row that keeps no key gives 0 and a log-sum-exp of -inf. A NaN in a query stays in its row; a NaN in a
-value row reaches the rows that share a computed tile with it even where the key is masked out (0 * NaN), as in dense attention.
+Scores are kept in base 2. A row that keeps no key gives 0 and a log-sum-exp of -inf, or its head's sink. A NaN in a query stays in its
+row; a NaN in a value row reaches the rows that share a computed tile with it even where the key is masked out (0 * NaN), as in dense
+attention.
 """
 # ruff: noqa: SIM108
 # (Triton specialises an `if`, and long conditional expressions read badly)
 
 import triton
 import triton.language as tl
+
+from .dropout import head_keys, row_keys, survives
 
 # ---- constants of the plan
 HEAD_DIM = tl.constexpr(64)
@@ -164,7 +167,7 @@ def keep_of(bounds, mask, place, kv_idx, kv_len, pattern, TILE: tl.constexpr):
 def attend(acc, total, peak, context, tile, pattern, TILE: tl.constexpr):
     """One tile of keys: (acc, total, peak) are the output so far, the softmax's denominator, and the highest score, by row. `pattern` is
     the number of the tile's bits, if it has any."""
-    q, keys, values, kv_len, scale, place, bounds, mask, score = context
+    q, keys, values, kv_len, scale, place, bounds, mask, score, dropout = context
     start = tile * BLOCK_KV
     kv_idx = start + tl.arange(0, BLOCK_KV)[None, :]
     k = load_keys(keys, start, kv_len, HEAD_DIM, PADDED_DIM, TILE != "full")
@@ -187,6 +190,9 @@ def attend(acc, total, peak, context, tile, pattern, TILE: tl.constexpr):
         shrink = tl.exp2(peak * scale - base * scale)
     total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
+    if len(dropout) > 0:
+        keys_of_rows, threshold = dropout
+        p = tl.where(survives(keys_of_rows, kv_idx, threshold), p, 0.0)
     v = load_keys(values, start, kv_len, V_HEAD_DIM, PADDED_V_DIM, TILE != "full")
     acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     return acc, total, new_peak
@@ -260,6 +266,15 @@ def attend_lists(acc, total, peak, context, counts, offsets, index, patterns, wh
 
 
 @triton.jit
+def add_sink(acc, total, height, sink):
+    """A logit more (base 2, as `height`, the highest score) in the softmax's denominator."""
+    top = tl.maximum(height, sink)
+    base = tl.where(top == float("-inf"), 0.0, top)
+    shrink = tl.exp2(height - base)
+    return acc * shrink[:, None], total * shrink + tl.exp2(sink - base), base
+
+
+@triton.jit
 def find_tile(q_len, heads, resident):
     """(tile row, batch entry, head) of this program: `resident` heads at a time, so that their keys stay in the L2 cache; the last
     tile row first, as under causal masks it has the most work."""
@@ -271,7 +286,9 @@ def find_tile(q_len, heads, resident):
 
 
 # lengths and counts are not specialised on: another length must not compile another kernel
-@triton.jit(do_not_specialize=["q_len", "kv_len", "heads", "group", "resident", "stride_rb", "stride_rh", "stride_mb", "stride_mh"])
+@triton.jit(
+    do_not_specialize=["q_len", "kv_len", "heads", "group", "resident", "stride_rb", "stride_rh", "stride_mb", "stride_mh", "threshold"]
+)
 def attention_forward(
     q, k, v, out, lse,  # q, k, v: TMA descriptors or pointers; out [B, Hq, Q, Dv]; lse float32 [B, Hq, Q]
     scale, q_len, kv_len, heads, group, kv_batch, resident,  # `group` query heads share a key head; kv_batch is 0 where K has one entry
@@ -284,6 +301,8 @@ def attention_forward(
     ranges, counts, offsets, index, stride_mb, stride_mh,  # the tile map, strides in tile rows
     patterns, words,  # the numbers of PARTIAL tiles' bits, beside `index`, and the bits
     broken,  # int32: 0 where the map's row intervals, or bits, hold
+    sinks, peaks,  # [Hq], a logit of each head that has no value; float32 [B, Hq, Q], for the greatest scores; either may be None
+    seed, threshold, factor,  # of dropout: int64, or None; how many of 2**24 it drops; what it multiplies the others by
 ):  # fmt: skip
     """One tile row of the output."""
     idle = False
@@ -318,7 +337,10 @@ def attention_forward(
         score = (score_tables, score_numbers, score_row(score_tables, score_numbers, b, h, q_idx))
     else:
         scale = scale * LOG2E
-    context = (q_tile, keys, values, kv_len, scale, (b, h, q_idx), bounds, mask, score)
+    dropout = ()
+    if seed is not None:
+        dropout = (row_keys(head_keys(seed, b, h), q_idx), threshold)
+    context = (q_tile, keys, values, kv_len, scale, (b, h, q_idx), bounds, mask, score, dropout)
 
     acc = tl.zeros([BLOCK_Q, PADDED_V_DIM], tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
@@ -334,12 +356,22 @@ def attention_forward(
     else:
         acc, total, peak = attend_lists(acc, total, peak, context, counts + tile_row * 2, offsets + tile_row * 2, index, patterns, whole)
 
-    # not `total > 0`: a NaN must come out as NaN
-    empty = total == 0.0
-    acc = acc * (1.0 / tl.where(empty, 1.0, total))[:, None]
     height = peak if SCORE else peak * scale
     row = start + tl.arange(0, BLOCK_Q)
+    to = (b64 * heads + h64) * q_len + row
+    if peaks is not None:
+        # no NaN is greatest, but it is in the sum
+        certain = (total >= 0.0) | (height == float("inf"))
+        tl.store(peaks + to, tl.where(certain, height * LN2, total), mask=row < q_len)
+    if sinks is not None:
+        acc, total, height = add_sink(acc, total, height, tl.load(sinks + h).to(tl.float32) * LOG2E)
+    # not `total > 0`: a NaN must come out as NaN
+    empty = total == 0.0
+    share = 1.0 / tl.where(empty, 1.0, total)
+    if seed is not None:
+        share = share * factor
+    acc = acc * share[:, None]
     row_lse = tl.where(empty, float("-inf"), (height + tl.log2(total)) * LN2)
-    tl.store(lse + (b64 * heads + h64) * q_len + row, row_lse, mask=row < q_len)
+    tl.store(lse + to, row_lse, mask=row < q_len)
     tile_out = out + b64 * stride_ob + h64 * stride_oh
     store_rows(tile_out, start, q_len, stride_on, acc.to(out.dtype.element_ty), BLOCK_Q, V_HEAD_DIM, PADDED_V_DIM)

@@ -156,6 +156,25 @@ def round_bfloat16(x):
 
 
 @triton.jit
+def magnitude(x):
+    """The bits of |x|, int32, which are ordered as the numbers are; those of NaN come last."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def fixed_point(x, peak, limit):
+    """x as an integer, int64, in units of which `limit` (a power of two) make the least power of two above the number with the bits
+    `peak`. No result exceeds the limit, even if x is above its peak (where that was found by another kernel, which rounds differently)."""
+    shift = 126 - tl.maximum(peak >> 23, 1)
+    some = shift >> 1  # in two steps, as 2 ** shift may be no float32
+    scaled = tl.where(peak < 0x7F800000, x, 0.0) * ((some + 127) << 23).to(tl.float32, bitcast=True)
+    scaled *= ((shift - some + 127) << 23).to(tl.float32, bitcast=True)
+    scaled = tl.minimum(tl.maximum(scaled, -1.0), 1.0) * limit
+    down = tl.floor(scaled)
+    return down.to(tl.int64) + (scaled - down >= 0.5).to(tl.int64)
+
+
+@triton.jit
 def skew(x):
     """x [M, N], N a power of two, with row i turned left by i: a diagonal of x, broken in pieces of N, becomes a column."""
     row = tl.arange(0, x.shape[0])[:, None]

@@ -80,13 +80,16 @@ def resident_heads(heads, kv_len, row_bytes):
 
 
 def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row_starts=None, row_stops=None,
-            ranges=None, counts=None, offsets=None, index=None, patterns=None, words=None, broken=None, into=None):  # fmt: skip
+            ranges=None, counts=None, offsets=None, index=None, patterns=None, words=None, broken=None, into=None,
+            sinks=None, dropout=None, peaks=None):  # fmt: skip
     """(out [B, Hq, Q, Dv], lse float32 [B, Hq, Q]) of q [B, Hq, Q, D], k [B or 1, Hkv, KV, D], v [B or 1, Hkv, KV, Dv].
 
     Captures come from `pack`. row_starts and row_stops are int32 [B or 1, Hq or 1, Q, PIECES]; the map is `ranges` int32 [B or 1,
     Hq or 1, tile rows, 4], or `counts` and `offsets` int32 [.., .., tile rows, 2] with `index`, and with bits `patterns` and `words`.
     All are contiguous. `broken` is the flag that a kernel looks at which does not always run; `into` the (out, lse) that its partner
-    has filled where this one returns.
+    has filled where this one returns. `sinks` [Hq] are logits that take part in the softmax and have no value. `dropout` is (seed, int64
+    [1] on q's device; how many of 2**24 pairs are dropped; what the others are multiplied by). `peaks`, float32 [B, Hq, Q] contiguous, is
+    filled with the greatest scores.
     """
     batch, heads, q_len, _ = q.shape
     kv_len = k.shape[2]
@@ -99,13 +102,16 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
     if lse.numel() == 0:
         return out, lse
     if kv_len == 0:
-        return out.zero_(), lse.fill_(float("-inf"))
+        if peaks is not None:
+            peaks.fill_(float("-inf"))
+        return out.zero_(), lse.fill_(float("-inf")) if sinks is None else lse.copy_(sinks[:, None].expand_as(lse))
     if not SCORE and scale <= 0:  # the kernel takes the maximum before it multiplies by the scale
         q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
     tiles = triton.cdiv(q_len, BLOCK_Q.value)
     tile_map = counts if ranges is None else ranges
     q, k, v = addressable(q), addressable(k), addressable(v)
     sources = (q, k, v)
+    sinks = None if sinks is None else sinks.contiguous()
     if TMA:
         rows, width, v_width = BLOCK_KV.value, PADDED_DIM.value, PADDED_V_DIM.value
         sources = (describe(q, BLOCK_Q.value, width), describe(k, rows, width), describe(v, rows, v_width))
@@ -117,6 +123,7 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
         *mask_captures, *score_captures,
         row_starts, row_stops, *strides(row_starts, q_len),
         ranges, counts, offsets, index, *strides(tile_map, tiles), patterns, None if words is None else words.view(torch.uint8), broken,
+        sinks, peaks, *(dropout or (None, 0, 1.0)),
         num_warps=NUM_WARPS.value, num_stages=NUM_STAGES.value, enable_fp_fusion=True,
     )  # fmt: skip
     return out, lse

@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ import torch
 from ..lowering import KernelPlan
 from ..lowering.plan_backward import BackwardPlan
 
+# keywords of a host function
+Extras = Mapping[str, Any]
+NO_EXTRAS: Extras = {}
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9]+)", re.MULTILINE)
 _LABEL = re.compile(r"^\s*(\.L_x_\d+):")
 # loops end in a conditional jump; others come back from code that waits out of line
@@ -78,9 +81,11 @@ def compile_offline(
     arch: int | None = None,
     mask: tuple[Sequence[torch.Tensor], Sequence[int | float]] = ((), ()),
     score: tuple[Sequence[torch.Tensor], Sequence[int | float]] = ((), ()),
+    extras: Extras = NO_EXTRAS,
 ) -> Compiled:
-    """Compile `module` (a loaded kernel file of `plan`) for `arch`, by default the plan's; captures are CPU tensors and numbers."""
-    arguments = _recorded(module, "attention_forward", lambda: _call_forward(module, plan, mask, score))
+    """Compile `module` (a loaded kernel file of `plan`) for `arch`, by default the plan's; captures are CPU tensors and numbers. `extras`
+    are the sinks, dropout and peaks that the host function takes."""
+    arguments = _recorded(module, "attention_forward", lambda: _call_forward(module, plan, mask, score, extras))
     return _compile(module.attention_forward, arguments, plan, arch or plan.arch)
 
 
@@ -90,11 +95,12 @@ def compile_backward_offline(
     arch: int | None = None,
     mask: tuple[Sequence[torch.Tensor], Sequence[int | float]] = ((), ()),
     score: tuple[Sequence[torch.Tensor], Sequence[int | float]] = ((), ()),
-    grads: Sequence[torch.Tensor] = (),
+    grads: Sequence[torch.Tensor | float] = (),
+    extras: Extras = NO_EXTRAS,
 ) -> Compiled:
-    """The same for a backward kernel; `grads` are float32 CPU tensors for a plan that scatters."""
+    """The same for a backward kernel; `grads` are CPU tensors (and limits) as its host function takes them, for a plan that scatters."""
     kernel = "attention_backward_q" if plan.part == "dq" else "attention_backward_kv"
-    arguments = _recorded(module, kernel, lambda: _call_backward(module, plan, mask, score, grads))
+    arguments = _recorded(module, kernel, lambda: _call_backward(module, plan, mask, score, grads, extras))
     return _compile(getattr(module, kernel), arguments, plan, arch or plan.arch)
 
 
@@ -169,21 +175,21 @@ def _bounds(plan: KernelPlan | BackwardPlan) -> torch.Tensor | None:
     return torch.zeros(1, 1, LENGTH, plan.pieces, dtype=torch.int32) if plan.pieces else None
 
 
-def _call_forward(module: Any, plan: KernelPlan, mask: Any, score: Any) -> None:
+def _call_forward(module: Any, plan: KernelPlan, mask: Any, score: Any, extras: Extras) -> None:
     bounds, given = _bounds(plan), _map(plan, plan.block_q)
-    module.forward(*_tensors(plan), 0.125, module.pack(*mask), module.pack(*score), bounds, bounds, **given)
+    module.forward(*_tensors(plan), 0.125, module.pack(*mask), module.pack(*score), bounds, bounds, **given, **extras)
 
 
-def _call_backward(module: Any, plan: BackwardPlan, mask: Any, score: Any, grads: Sequence[torch.Tensor]) -> None:
+def _call_backward(module: Any, plan: BackwardPlan, mask: Any, score: Any, grads: Sequence[torch.Tensor | float], extras: Extras) -> None:
     (q, k, v), bounds = _tensors(plan), _bounds(plan)
     given = {"starts": bounds, "stops": bounds, **_map(plan, plan.block_q if plan.part == "dq" else plan.block_kv)}
     dout = q.new_empty(*q.shape[:3], plan.v_head_dim)
     terms = torch.empty(2, 4, 1024), torch.empty(2, 4, 1024)
     mods = (module.pack(*mask), module.pack(*score))
     if plan.part == "dq":
-        module.backward_q(q, k, v, dout, terms, 0.125, *mods, grads=grads, **given)
+        module.backward_q(q, k, v, dout, terms, 0.125, *mods, grads=grads, **given, **extras)
     else:
-        module.backward_kv(q, k, v, dout, terms, 0.125, *mods, **given)
+        module.backward_kv(q, k, v, dout, terms, 0.125, *mods, **given, **extras)
 
 
 def _run_on(cubin: bytes, tool: str, option: str) -> str:

@@ -5,6 +5,7 @@ Tiles cover lengths that are no multiples of them; some pairs count for nothing,
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import torch
 import zoo
 
 from flexmask.ir import FLOAT, Env, Expr, evaluate, make, parse, simplify, substitute, walk
-from flexmask.lowering import CaptureSpec, emit_function, emit_gradient, gradient_tables
+from flexmask.lowering import CaptureSpec, emit_function, emit_gradient, gradient_tables, most_additions
 from flexmask.templates.assemble import _helpers
 
 PROBE = """
@@ -37,6 +38,14 @@ def probe(slopes, scores, gradients, keeps, grads, tables, numbers, b, h, q_len,
     tl.store(slopes + at, tl.broadcast_to(slope, (ROWS, COLUMNS)), mask=inside)
     score_scatter(grads, tables, numbers, row, score, b, h, q_idx, kv_idx, ds, valid)
 """
+# those whose sums are also made in fixed point, in two launches
+FIXED = [
+    "score * t1[()] + t1[()]",
+    "score + t3[b, h, q_idx, kv_idx // 8] * t3[1 - b, h, 3, kv_idx]",
+    "score + t5[max(q_idx - kv_idx, -3)] * score + t5[kv_idx - q_idx]",
+    "score + t0[t6[kv_idx]] + t7[t6[q_idx] % 4, h]",
+    "score + t0[int64(abs(score) * 3.0)] * score",
+]
 TILES = [(16, 32), (16, 16), (64, 16)]
 BATCH, HEADS, Q_LEN, KV_LEN = 2, 2, 19, 37
 
@@ -121,34 +130,41 @@ def entries_at(table: torch.Tensor, indices: list[torch.Tensor], shape: torch.Si
     return flat, torch.where(inside, table.flatten()[flat], 0.0)
 
 
-def probe_text(expr: Expr, spec: CaptureSpec, tile: tuple[int, int] = TILES[0]) -> str:
+def probe_text(expr: Expr, spec: CaptureSpec, tile: tuple[int, int] = TILES[0], scatter: str = "float") -> str:
     """A module with the emitted functions and a kernel that calls them."""
-    functions = [emit_function("a score", expr, spec, "score"), emit_gradient(expr, spec)]
+    functions = [emit_function("a score", expr, spec, "score"), emit_gradient(expr, spec, scatter=scatter)]
     probe = PROBE.format(rows=tile[0], columns=tile[1])
     return "\n\n\n".join(["import triton\nimport triton.language as tl\n", *_helpers(functions), *functions, probe])
 
 
-def check(expr: Expr, captured: tuple[list[torch.Tensor], Any, CaptureSpec], folder: Path, tile: tuple[int, int]) -> None:
-    tensors, scalars, spec = captured
-    path = folder / f"gradient_{len(list(folder.iterdir()))}.py"
-    path.write_text(probe_text(expr, spec, tile))
+def check(
+    expr: Expr, captured: tuple[list[torch.Tensor], Any, CaptureSpec], folder: Path, tile: tuple[int, int], fixed: bool = False
+) -> None:
     from flexmask.runtime.launch import load
+    from flexmask.runtime.table_buffers import FixedBuffers, FloatBuffers
     from flexmask.templates.launcher import pack
 
-    module, generator = load(path), torch.Generator().manual_seed(2)
-    shape = (BATCH, HEADS, Q_LEN, KV_LEN)
+    tensors, scalars, spec = captured
+    modules = []
+    for scatter in ("peak", "fixed") if fixed else ("float",):
+        path = folder / f"gradient_{len(list(folder.iterdir()))}.py"
+        path.write_text(probe_text(expr, spec, tile, scatter))
+        modules.append(load(path))
+    shape, generator = (BATCH, HEADS, Q_LEN, KV_LEN), torch.Generator().manual_seed(2)
     scores, ds = (torch.randn(shape, generator=generator) * 2 for _ in range(2))
     keeps = (torch.rand(shape, generator=generator) < 0.7).to(torch.int8)
-    slopes, grads = torch.empty(shape), tuple(torch.zeros(tensors[i].numel()) for i in gradient_tables(expr))
+    slopes, tables = torch.empty(shape), {i: tensors[i].flatten() for i in gradient_tables(expr)}
+    most = {i: most_additions(expr, i, shape, tile) for i in tables}
+    cpu = torch.device("cpu")
+    buffers = FixedBuffers.zeros(tables, cpu, most) if fixed else FloatBuffers.zeros(tables, cpu)
     grid = (-(-Q_LEN // tile[0]), -(-KV_LEN // tile[1]))
-    for b in range(BATCH):
-        for h in range(HEADS):
-            given = torch.where(keeps[b, h] != 0, ds[b, h], float("nan"))
-            module.probe[grid](slopes[b, h], scores[b, h], given, keeps[b, h], grads, *pack(tensors, scalars), b, h, Q_LEN, KV_LEN)
+    for module, b, h in itertools.product(modules, range(BATCH), range(HEADS)):
+        given = torch.where(keeps[b, h] != 0, ds[b, h], float("nan"))
+        module.probe[grid](slopes[b, h], scores[b, h], given, keeps[b, h], buffers.grads, *pack(tensors, scalars), b, h, Q_LEN, KV_LEN)
     wanted, sums = expected(expr, tensors, scalars, scores, ds * keeps)
     known = wanted.isfinite()
     torch.testing.assert_close(slopes[known].double(), wanted[known], rtol=2e-5, atol=2e-5)
-    for grad, total in zip(grads, sums, strict=True):
+    for grad, total in zip(buffers.result(tables).values(), sums, strict=True):
         torch.testing.assert_close(grad.double(), total, rtol=2e-4, atol=2e-4)
 
 
@@ -163,12 +179,13 @@ def main() -> None:
     captured = captures()
     kinds = [t.kind for t in captured[2].tensors]
     cases = {text: (simplify(parse(text, kinds, ["float"])), captured) for text in SCORES}
+    cases |= {f"fixed {text}": cases[text] for text in FIXED}
     cases |= {f"zoo {name}": zoo_score(name) for name in zoo.SCORES}
     with tempfile.TemporaryDirectory() as folder:
         for name, case in cases.items():
             try:
                 for tile in TILES if "t5[" in name else TILES[:1]:
-                    check(*case, Path(folder), tile)
+                    check(*case, Path(folder), tile, name.startswith("fixed"))
                 results[name] = ""
             except Exception:
                 results[name] = traceback.format_exc()[-1500:]

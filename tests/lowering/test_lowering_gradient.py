@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import zoo
-from gradient_cases import SCORES
+from gradient_cases import FIXED, SCORES
 from gradient_compiled import CASES
 
 from flexmask.errors import BackendError
 from flexmask.ir import FLOAT, KV_LEN, Q_LEN, SCORE, B, H, K, Q, load, make, parse, simplify
-from flexmask.lowering import CaptureSpec, TensorSpec, emit_function, emit_gradient, gradient_tables
+from flexmask.lowering import CaptureSpec, TensorSpec, emit_function, emit_gradient, gradient_tables, most_additions
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent
@@ -33,7 +33,7 @@ def interpreted():
     return run("gradient_cases.py", TRITON_INTERPRET="1")
 
 
-@pytest.mark.parametrize("case", [*SCORES, *(f"zoo {name}" for name in zoo.SCORES)])
+@pytest.mark.parametrize("case", [*SCORES, *(f"fixed {text}" for text in FIXED), *(f"zoo {name}" for name in zoo.SCORES)])
 def test_gradients_are_those_of_autograd(interpreted, case):
     assert interpreted[case] == "", interpreted[case]
 
@@ -91,6 +91,49 @@ def score_scatter(grads, tables, numbers, row, score, b, h, q_idx, kv_idx, ds, v
         sem="relaxed",
     )'''
     )
+
+
+def test_the_text_of_two_launches_whose_sums_know_no_order():
+    expr, bias = load(0, FLOAT, H, Q) + SCORE, CaptureSpec((TensorSpec("bias", 2, "float32"),))
+    peak, fixed = (emit_gradient(expr, bias, scatter=scatter).split("keep_dims=True)\n")[1] for scatter in ("peak", "fixed"))
+    assert (
+        peak
+        == """\
+    tl.atomic_max(
+        grads[1] + (h.to(tl.int64) * bias_size_1 + q_idx),
+        magnitude(sent),
+        mask=(sent != 0.0) & (h < bias_size_0) & (q_idx < bias_size_1),
+        sem="relaxed",
+    )"""
+    )
+    assert (
+        fixed
+        == """\
+    entry = h.to(tl.int64) * bias_size_1 + q_idx
+    peak = tl.load(grads[1] + entry, mask=(h < bias_size_0) & (q_idx < bias_size_1), other=0)
+    tl.atomic_add(
+        grads[0] + entry,
+        fixed_point(sent, peak, grads[2]),
+        mask=(sent != 0.0) & (h < bias_size_0) & (q_idx < bias_size_1),
+        sem="relaxed",
+    )"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("score", "most"),
+    [
+        ("t0[h]", 2 * (2 * 4)),  # a sum from each tile of each batch entry
+        ("t0[h] + t0[h + b]", 2 * (2 * 4) + 2 * 3 * (2 * 4)),  # other heads may reach the same entry
+        ("t0[b, q_idx]", 3 * 4),
+        ("t0[b, h, q_idx, kv_idx]", 1),
+        ("t0[q_idx // 2]", 2 * 3 * 128 * 4),
+        ("t0[q_idx - kv_idx]", 2 * 3 * 128 * 128),
+    ],
+)
+def test_how_many_additions_an_entry_gets_at_most(score, most):
+    """2 batch entries, 3 heads, 100 queries and 128 keys in tiles of 64 x 32."""
+    assert most_additions(read(f"score + {score}", "float32")[0], 0, (2, 3, 100, 128), (64, 32)) == most
 
 
 def test_a_score_mod_keeps_its_row():

@@ -25,7 +25,8 @@ def test_every_plan_fits_its_gpu(part, arch, dtype, dims, busy):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_plan_survives_json(part):
-    plan = plan_backward(part, 96, 64, dtype="float16", map_form="list", pieces=2, runs="hold", score=True, scatter=part == "dq")
+    scatter = "fixed" if part == "dq" else ""
+    plan = plan_backward(part, 96, 64, dtype="float16", map_form="list", pieces=2, runs="hold", score=True, scatter=scatter)
     assert BackwardPlan.from_json(plan.to_json()) == plan
     assert hash(BackwardPlan.from_json(plan.to_json())) == hash(plan)
 
@@ -41,9 +42,19 @@ def test_shrinking_ends(part):
 
 
 def test_a_plan_says_what_its_kernel_does():
-    plan = plan_backward("dq", 64, map_form="list", runs="fail", score=True, scatter=True, arch=80)
+    plan = plan_backward("dq", 64, map_form="list", runs="fail", score=True, scatter="float", arch=80)
     assert str(plan).startswith("backward dq D64 bfloat16 sm_80, list map, where the intervals fail, predicate evaluated, score mod, table")
     assert [plan_backward(part, 64).axis for part in PARTS] == ["row", "column"]
+
+
+@pytest.mark.parametrize("loads", ["pointer", "tma"])
+@pytest.mark.parametrize("dim", [16, 64, 128, 256])
+@pytest.mark.parametrize("form", [{}, {"map_form": "range", "pieces": 1}, {"map_form": "list"}])
+def test_both_launches_of_sums_in_fixed_point_have_the_same_tiles(loads, dim, form):
+    """They sum over tiles before they compare or add, so other tiles would have other peaks."""
+    peak, fixed = (plan_backward("dq", dim, loads=loads, score=True, scatter=scatter, **form) for scatter in ("peak", "fixed"))
+    assert replace(peak, scatter="fixed") == fixed
+    assert "peaks of table gradients" in str(peak) and "table gradients in fixed point" in str(fixed)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +72,10 @@ def test_what_no_kernel_is_made_for_is_refused(wanted, message):
 
 
 @pytest.mark.parametrize(
-    "change", [{"map_form": "tree"}, {"pieces": 4}, {"map_form": "none"}, {"runs": "sometimes"}, {"part": "dv"}, {"scatter": True}]
-)
+    "change",
+    [{"map_form": "tree"}, {"pieces": 4}, {"map_form": "none"}, {"runs": "sometimes"}, {"part": "dv"}, {"scatter": "float"},
+     {"part": "dq", "scatter": "twice"}],
+)  # fmt: skip
 def test_contradictory_plans_are_refused(change):
     plan = plan_backward("dkdv", 64, map_form="list", pieces=1, score=True)
     with pytest.raises(ValueError):

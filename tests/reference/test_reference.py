@@ -249,3 +249,77 @@ def test_no_keys_and_no_queries():
     assert (out == 0).all() and (lse == -math.inf).all()
     q, k, v = inputs(Q=0)
     assert reference.attention(q, k, v, masks.causal).shape == (2, 3, 0, 8)
+
+
+# ---- sinks, dropout, greatest scores
+
+
+def test_a_sink_is_a_column_without_a_value():
+    q, k, v = inputs()
+    sinks = torch.tensor([-1.0, 0.5, 3.0], dtype=torch.float64)
+    mask = masks.causal & masks.sliding_window(7)
+    out, lse = reference.attention(q, k, v, mask, scores.softcap(2.0), return_lse=True, sinks=sinks)
+    plain, plain_lse = reference.attention(q, k, v, mask, scores.softcap(2.0), return_lse=True)
+    torch.testing.assert_close(lse, torch.logaddexp(plain_lse, sinks[:, None].expand_as(plain_lse)))
+    torch.testing.assert_close(out, plain * (plain_lse - lse).exp()[..., None])
+
+
+def test_a_row_with_nothing_but_its_sink():
+    q, k, v = inputs(Q=3, KV=4, requires_grad=True)
+    sinks = torch.tensor([-1.0, 0.5, 3.0], dtype=torch.float64, requires_grad=True)
+    out, lse, peaks = reference.attention(q, k, v, lambda b, h, q, k: k < 0, return_lse=True, return_max_scores=True, sinks=sinks)
+    assert not out.any() and torch.equal(lse, sinks[:, None].expand(2, 3, 3)) and bool((peaks == -math.inf).all())
+    grads = torch.autograd.grad(out.sum() + lse.sum(), [q, k, v, sinks])
+    assert not any(grad.any() for grad in grads[:3])
+    assert grads[3].tolist() == [6.0, 6.0, 6.0]  # every row's lse is the sink itself
+
+
+def test_gradients_with_sinks_and_dropout():
+    q, k, v = inputs(B=1, H=2, Q=5, KV=6, D=3, requires_grad=True)
+    sinks = torch.tensor([-1.0, 0.5], dtype=torch.float64, requires_grad=True)
+
+    def run(*leaves):
+        return reference.attention(*leaves[:3], masks.causal, return_lse=True, sinks=leaves[3], dropout_p=0.4, seed=3)
+
+    assert torch.autograd.gradcheck(run, (q, k, v, sinks))
+
+
+def test_dropout_zeroes_probabilities_and_keeps_their_expectation():
+    q, k, _ = inputs(B=1, H=2, Q=40, KV=40)
+    eye = torch.eye(40, dtype=torch.float64).expand(1, 2, 40, 40)  # so that out is the probabilities
+    plain, lse = reference.attention(q, k, eye, masks.causal, return_lse=True)
+    found, dropped_lse = reference.attention(q, k, eye, masks.causal, return_lse=True, dropout_p=0.25, seed=11)
+    kept = found != 0
+    torch.testing.assert_close(found[kept], plain[kept] / 0.75)
+    assert torch.equal(lse, dropped_lse) and 0.2 < 1 - kept.sum().item() / (plain != 0).sum().item() < 0.3
+    again = [reference.attention(q, k, eye, masks.causal, dropout_p=0.25, seed=s) for s in (11, torch.tensor([11]), 12)]
+    assert torch.equal(again[0], found) and torch.equal(again[1], found) and not torch.equal(again[2], found)
+    part = reference.attention(q, k, eye, masks.causal, dropout_p=0.25, seed=11, rows=slice(7, 30))
+    torch.testing.assert_close(part, found[:, :, 7:30])
+
+
+def test_dropout_draws_a_seed_from_torch():
+    q, k, v = inputs()
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(reference.attention(q, k, v, dropout_p=0.5))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_greatest_scores():
+    q, k, v = inputs(requires_grad=True)
+    out, peaks = reference.attention(q, k, v, masks.causal, scores.softcap(2.0), return_max_scores=True, sinks=torch.full((3,), 99.0))
+    changed = 2.0 * torch.tanh(q @ k.mT / math.sqrt(8) / 2.0)
+    torch.testing.assert_close(peaks, changed.masked_fill(~reference.dense_mask(masks.causal, *SIZES), -math.inf).amax(-1))
+    assert out.requires_grad and not peaks.requires_grad
+    assert reference.attention(q.float(), k.float(), v.float(), return_max_scores=True)[1].dtype == torch.float32
+
+
+def test_what_sinks_and_dropout_refuse():
+    q, k, v = inputs()
+    with pytest.raises(ValueError, match="one logit for each of 3 query heads"):
+        reference.attention(q, k, v, sinks=torch.zeros(2))
+    for p in (1.0, -0.1):
+        with pytest.raises(ValueError, match="below 1"):
+            reference.attention(q, k, v, dropout_p=p)

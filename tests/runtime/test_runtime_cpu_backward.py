@@ -45,7 +45,7 @@ def mods(q, k, mask=None, score=None, blocks=None):
 def ours(tensors, mask=None, score=None, blocks=None, tables=None):
     q, k, v, dout, dlse = tensors
     given_ = mods(q, k, mask, score, blocks)
-    out, lse = cpu.forward(q, k, v, **given_)
+    out, lse, _ = cpu.forward(q, k, v, **given_)
     return backward(q, k, v, out, lse, dout, dlse, **given_, tables=tables)
 
 
@@ -122,7 +122,7 @@ def test_without_a_map():
         mask = zoo.MASKS[name](2, 2, 40, 30)
         q, k, v, dout, dlse = tensors
         given_ = mods(q, k, mask) | {"tile_map": None}
-        out, lse = cpu.forward(q, k, v, **given_)
+        out, lse, _ = cpu.forward(q, k, v, **given_)
         assert_same(backward(q, k, v, out, lse, dout, dlse, **given_), dense(tensors, mask))
 
 
@@ -132,7 +132,7 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, given_, q, k, v, *tables):
         given_ = given_ | ({"score": (given_["score"][0], tables, given_["score"][2])} if tables else {})
-        out, lse = cpu.forward(q, k, v, **given_)
+        out, lse, _ = cpu.forward(q, k, v, **given_)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.given_, ctx.tables = given_, tables
         return out, lse
@@ -358,7 +358,7 @@ def test_gradient_of_lse_alone():
     assert found.q.any() and not found.v.any()
     without = dense((q, k, v, dout, torch.zeros_like(dlse)), masks.causal)
     given_ = mods(q, k, masks.causal)
-    assert_same(backward(q, k, v, *cpu.forward(q, k, v, **given_), dout, **given_), without)
+    assert_same(backward(q, k, v, *cpu.forward(q, k, v, **given_)[:2], dout, **given_), without)
 
 
 def test_large_scores_do_not_overflow():
@@ -404,7 +404,7 @@ def test_memory_grows_with_the_lengths_alone(monkeypatch):
     for mask in (masks.causal, zoo.MASKS["strided"](1, 1, length, length)):
         q, k, v, dout, dlse = inputs(length, length, 1, 1, 4, 4, 1, dtype=torch.float32)
         given_ = mods(q, k, mask, score)
-        out, lse = cpu.forward(q, k, v, **given_)
+        out, lse, _ = cpu.forward(q, k, v, **given_)
         with Largest() as seen:
             backward(q, k, v, out, lse, dout, dlse, **given_)
         assert seen.most <= 3 * 4 * 128 * cpu_backward.FEWEST_KEYS < 4 * length * length / 16

@@ -26,7 +26,10 @@ CASES: dict[str, dict[str, Any]] = {
     "hopper dkdv, full": {"part": "dkdv", "head_dim": 64, **TMA},
     "hopper dq, two intervals": {"part": "dq", "head_dim": 64, **TMA, **TWO},
     "hopper dkdv, busy": {"part": "dkdv", "head_dim": 128, **TMA, **BUSY},
-    "hopper dq, table gradients": {"part": "dq", "head_dim": 128, **TMA, **BUSY, "scatter": True},
+    "hopper dq, table gradients": {"part": "dq", "head_dim": 128, **TMA, **BUSY, "scatter": "float"},
+    "hopper dq, peaks of table gradients": {"part": "dq", "head_dim": 128, **TMA, **BUSY, "scatter": "peak"},
+    "hopper dq, table gradients in fixed point": {"part": "dq", "head_dim": 128, **TMA, **BUSY, "scatter": "fixed"},
+    "ampere dq, table gradients in fixed point": {"part": "dq", "head_dim": 64, "arch": 80, **BUSY, "scatter": "fixed"},
     "hopper dkdv, pointers, 256": {"part": "dkdv", "head_dim": 256, "arch": 90, **CAUSAL},
     "ampere dq, causal": {"part": "dq", "head_dim": 128, "arch": 80, **CAUSAL},
     "ampere dkdv, busy": {"part": "dkdv", "head_dim": 64, "arch": 80, "dtype": "float16", **BUSY},
@@ -38,10 +41,18 @@ BIAS = CaptureSpec((TensorSpec("bias", 2, "float16"),))
 SCORE_MOD = SOFTCAP + load(0, "float", Q, K)
 
 
+NUMBERS = torch.zeros(1000, 1000)
+FIXED: list[Any] = [NUMBERS.long(), NUMBERS.int(), 2.0**40]
+GRADS: dict[str, list[Any]] = {"": [], "float": [NUMBERS], "peak": FIXED, "fixed": FIXED}
+
+
 def source_of(wanted: dict[str, Any]) -> str:
     plan = plan_backward(**wanted)
     mask = emit_function("document", DOCUMENT, CaptureSpec((TensorSpec("doc", 1, "int32"),)), "mask") if plan.evaluated else None
-    texts = (emit_function("softcap and bias", SCORE_MOD, BIAS, "score"), emit_gradient(SCORE_MOD, BIAS)) if plan.score else (None, None)
+    texts = (None, None)
+    if plan.score:
+        gradient = emit_gradient(SCORE_MOD, BIAS, scatter=plan.scatter or "float")
+        texts = (emit_function("softcap and bias", SCORE_MOD, BIAS, "score"), gradient)
     return assemble_backward(plan, mask, *texts, ["mask document"])
 
 
@@ -57,8 +68,7 @@ def main() -> None:
             path.write_text(source_of(wanted))
             captured = ((torch.zeros(1000, dtype=torch.int32),), ()) if plan.evaluated else ((), ())
             table = ((torch.zeros(1000, 1000, dtype=torch.float16),), ()) if plan.score else ((), ())
-            grads = [torch.zeros(1000, 1000)] if plan.scatter else []
-            results[name] = asdict(compile_backward_offline(load_module(path), plan, mask=captured, score=table, grads=grads))
+            results[name] = asdict(compile_backward_offline(load_module(path), plan, mask=captured, score=table, grads=GRADS[plan.scatter]))
     json.dump(results, sys.stdout)
 
 
