@@ -11,13 +11,16 @@ import torch
 
 from . import reference
 from .errors import BackendError, TraceError
+from .frontend import captured
 from .inspect.explain import explain_map, explain_mask, explain_score
 from .ir import show
 from .mods import Mask, Score
 from .options import read_options
-from .runtime import forward
-from .runtime.checks import Shapes, check_captures, check_inputs, check_scale
+from .runtime import forward, ops
+from .runtime.checks import Shapes, as_autocast, check_inputs, check_request, check_scale, make_extras
 from .runtime.differentiable import Call, attend
+from .runtime.extras import Extras
+from .runtime.forward import Result
 from .runtime.maps import interpreting, refill_maps
 from .runtime.store import default_store
 
@@ -30,29 +33,92 @@ class Attention:
     Called with q [B, Hq, Q, D], k [B or 1, Hkv, KV, D], v [B or 1, Hkv, KV, Dv], all of one dtype (float16, bfloat16, float32, float64)
     and device, it returns [B, Hq, Q, Dv] in that dtype; with `return_lse=True` also the logarithm of the softmax's denominator,
     [B, Hq, Q], natural, float32 (float64 for float64 inputs). A query that keeps no key gives 0 and lse -inf, and no gradient.
-    Gradients flow to q, k, v and to the float tensors that the score mod captures; the pass back computes scores anew.
+    Gradients flow to q, k, v, `sinks` and the float tensors that the score mod captures; the pass back computes scores anew.
+
+    `sinks` [Hq] is a learned logit a head that takes part in the softmax's denominator and has no value, as in gpt-oss (arXiv
+    2508.10925): a row's probabilities then add up to less than 1, lse includes it, and a row that keeps no key has lse = sink.
+    `dropout_p` in [0, 1) zeroes kept pairs' probabilities at random and scales the others by 1 / (1 - dropout_p). Which ones follows
+    from `seed` (an int, or an int64 tensor of one element on q's device; by default drawn from torch's generator), batch entry, head,
+    query and key alone: neither tile sizes nor the backend change it. `return_max_scores=True` adds the greatest score of each row
+    after the score mod, [B, Hq, Q], without gradient: (out, max_scores), or (out, lse, max_scores).
+
+    Under torch.autocast q, k and v are cast as for scaled_dot_product_attention. Inside torch.compile, torch.export, torch.func.grad
+    and under dispatch modes the call is the operator `flexmask::attention`.
     """
 
-    def __init__(self, mask: Mask | None, score: Score | None, scale: float | None, enable_gqa: bool, backend: str | None):
+    def __init__(
+        self,
+        mask: Mask | None,
+        score: Score | None,
+        scale: float | None,
+        enable_gqa: bool,
+        backend: str | None,
+        deterministic: bool | None = None,
+    ):
         if backend is not None and backend not in BACKENDS:
             raise BackendError(f"backend is one of {', '.join(BACKENDS)}, or None to choose by device; got {backend!r}.")
         self.mask, self.score, self.scale, self.enable_gqa, self.backend = mask, score, scale, enable_gqa, backend
+        self.deterministic = deterministic
         self._source_for: tuple[Shapes, torch.dtype] | None = None
         self._checked: tuple[Any, ...] = ()
-        self._debug = read_options().debug
+        self._debug = 0 if torch.compiler.is_dynamo_compiling() else read_options().debug
 
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, return_lse: bool = False) -> Any:
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        sinks: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        seed: int | torch.Tensor | None = None,
+        return_lse: bool = False,
+        return_max_scores: bool = False,
+    ) -> Any:
+        q, k, v = as_autocast(q, k, v)
         shapes = check_inputs(q, k, v, self.enable_gqa)
         scale = check_scale(self.scale, shapes.head_dim)
+        extras = make_extras(q, sinks, dropout_p, seed, return_max_scores)
+        if torch.compiler.is_dynamo_compiling():
+            found = self._traced_by_dynamo(q, k, v, extras, scale)
+        else:
+            found = self._run(q, k, v, extras, shapes, scale)
+        parts = (found.out, *[found.lse] * return_lse, *[found.peaks] * return_max_scores)
+        return parts if len(parts) > 1 else found.out
+
+    def _run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extras: Extras, shapes: Shapes, scale: float) -> Result:
         backend, _ = self._choose(q.device)
         if backend == "reference":
-            return reference.attention(q, k, v, self.mask, self.score, scale, self.enable_gqa, return_lse)
+            return self._reference(q, k, v, extras, scale)
+        if ops.is_needed(q, k, v):
+            mods = [ops.NOTHING if mod is None else captured(mod.traced()) for mod in (self.mask, self.score)]
+            return ops.attend(q, k, v, mods[0], mods[1], extras, scale, backend, self._is_deterministic())
         request = self._request(q, shapes)
         if self._debug and self._source_for != (shapes, q.dtype):
             print(self._debug_text((q, k, v), request, backend), file=sys.stderr)
         self._source_for = (shapes, q.dtype)
-        out, lse = attend(Call(default_store(), request, scale, backend), q, k, v)
-        return (out, lse) if return_lse else out
+        return attend(Call(default_store(), request, scale, backend, extras, self._is_deterministic()), q, k, v)
+
+    def _traced_by_dynamo(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extras: Extras, scale: float) -> Result:
+        """The same as torch.compile runs it, while it makes its graph."""
+        from .frontend.tape import captured_by_dynamo  # brings Dynamo, which is there
+
+        backend = self.backend or ("cpu" if q.device.type == "cpu" else "triton")
+        if backend == "reference":
+            return self._reference(q, k, v, extras, scale)
+        mask = ops.NOTHING if self.mask is None else captured_by_dynamo(self.mask, "mask")
+        score = ops.NOTHING if self.score is None else captured_by_dynamo(self.score, "score")
+        return ops.attend(q, k, v, mask, score, extras, scale, backend, self._is_deterministic())
+
+    def _reference(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extras: Extras, scale: float) -> Result:
+        found = reference.attention(
+            q, k, v, self.mask, self.score, scale, self.enable_gqa, True, sinks=extras.sinks, dropout_p=extras.dropout_p,
+            seed=extras.seed, return_max_scores=extras.peaks,
+        )  # fmt: skip
+        return Result(*found)
+
+    def _is_deterministic(self) -> bool:
+        return torch.are_deterministic_algorithms_enabled() if self.deterministic is None else self.deterministic
 
     def source(self, part: str = "forward", *, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16) -> str:
         """The generated kernel as one self-contained Python file, for the shapes of the last call, or else for `head_dim` and `dtype`.
@@ -133,10 +199,7 @@ class Attention:
     def _request(self, q: torch.Tensor, shapes: Shapes) -> forward.Request:
         request = self._traces(shapes)
         if self._checked != (request.mask, request.score, shapes, q.device):  # traces compare by identity
-            sizes = {"batch": shapes.batch, "heads": shapes.heads, "q_len": shapes.q_len, "kv_len": shapes.kv_len}
-            for traced in (request.mask, request.score):
-                if traced is not None:
-                    check_captures(traced, **sizes, device=q.device)
+            check_request((request.mask, request.score), shapes, q.device)
             self._checked = (request.mask, request.score, shapes, q.device)
         return request
 
@@ -151,12 +214,15 @@ def compile(
     scale: float | None = None,
     enable_gqa: bool = False,
     backend: str | None = None,
+    deterministic: bool | None = None,
 ) -> Attention:
     """Attention with this mask and score mod, as a callable of (q, k, v). All arguments are optional.
 
     `mask` is a mask or a plain function of (b, h, q_idx, kv_idx); `score` likewise of (score, b, h, q_idx, kv_idx). `scale` multiplies
     q @ k (default head_dim ** -0.5). `enable_gqa` allows fewer key heads than query heads. `backend` is "cpu", "triton" or
-    "reference" (dense float64), by default that of the tensors' device. Functions are traced at the first call.
+    "reference" (dense float64), by default that of the tensors' device. `deterministic=True` gives the score mod's captured tensors
+    gradients that are the same bits in every run, at the price of a second pass for them; all other results always are. By default
+    torch.use_deterministic_algorithms decides. Functions are traced at the first call.
     Raises TraceError, ShapeError or BackendError with what to write instead.
 
     >>> import torch, flexmask
@@ -165,7 +231,7 @@ def compile(
     >>> attn(x, x, x).shape
     torch.Size([1, 2, 5, 16])
     """
-    return Attention(_mod(mask, Mask, "mask"), _mod(score, Score, "score"), scale, enable_gqa, backend)
+    return Attention(_mod(mask, Mask, "mask"), _mod(score, Score, "score"), scale, enable_gqa, backend, deterministic)
 
 
 def _mod(given: Any, wanted: type, word: str) -> Any:
@@ -188,9 +254,11 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     backend: str | None = None,
-    return_lse: bool = False,
+    deterministic: bool | None = None,
+    **call: Any,
 ) -> Any:
-    """`compile` and call in one step, through the same caches; shapes and errors as there.
+    """`compile` and call in one step, through the same caches. `call` takes what an `Attention` takes: sinks, dropout_p, seed,
+    return_lse, return_max_scores. Shapes and errors as there.
 
     >>> import torch, flexmask
     >>> x = torch.randn(1, 2, 5, 16)
@@ -198,5 +266,4 @@ def attention(
     >>> out.shape, lse.shape
     (torch.Size([1, 2, 5, 16]), torch.Size([1, 2, 5]))
     """
-    compiled = compile(mask, score, scale=scale, enable_gqa=enable_gqa, backend=backend)
-    return compiled(q, k, v, return_lse=return_lse)
+    return compile(mask, score, scale=scale, enable_gqa=enable_gqa, backend=backend, deterministic=deterministic)(q, k, v, **call)

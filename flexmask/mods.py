@@ -39,9 +39,14 @@ class _Mod:
         if not callable(function):
             raise TraceError(f"a {self.kind} is a function of (b, h, q_idx, kv_idx); got {type(function).__name__}.")
         self.function = function
+        self._traced: Traced | None = None
+        if torch.compiler.is_dynamo_compiling():
+            from .frontend.tape import bind_traced  # brings Dynamo, which is there
+
+            self.name, self._binding = name or "traced by torch.compile", bind_traced(function, self.kind)
+            return
         self.name = name or _name_of(function)
         self._binding = bind(function, self.kind)
-        self._traced: Traced | None = None
         self.__doc__ = getattr(function, "__doc__", None)
 
     def _call(self, values: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,11 @@ HERE = Path(__file__).parent
 for folder in (HERE, HERE / "runtime", HERE.parent):  # zoo, strategies, drawing; cases of maps; benchmarks
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
+
+# workers that run side by side have a core each, and so have the processes they start
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 # the first example compiles or traces, so time says nothing about an example
 settings.register_profile("flexmask", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -39,6 +39,10 @@ class Ascending:
         return getattr(self.tensor, name)
 
     def __getitem__(self, index: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            # passes the promise itself to whatever follows torch's calls, as a tape does
+            item: Callable[..., Any] = torch.Tensor.__getitem__
+            return item(self, index)
         for part in flat(index):
             if isinstance(part, Symbol):  # met where tracing could not see it beforehand
                 part.recorder.promise(self.tensor)

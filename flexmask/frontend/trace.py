@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from .. import ir
 from ..errors import TraceError
 from .arithmetic import cast
+from .guards import Guards
 from .lift import Lifter
 from .places import definition, enter, in_traceback, resolve
 from .recorder import Recorder
@@ -22,7 +23,7 @@ from .tables import TableView
 from .traced import Traced
 
 
-class _TorchCalls(TorchFunctionMode):
+class TorchCalls(TorchFunctionMode):
     """While active, every call into torch comes to the recorder first."""
 
     def __init__(self, recorder: Recorder) -> None:
@@ -52,18 +53,19 @@ def trace(mod: Callable[..., Any], kind: str) -> Traced:
     lifter = Lifter(recorder)
     binding = bind(mod, kind)
     lifted = lifter.lift(mod, _name(mod))
-    positional = tuple(_symbol(recorder, role) for role, keyword in binding if keyword is None)
-    named = {keyword: _symbol(recorder, role) for role, keyword in binding if keyword is not None}
+    positional = tuple(symbol_of(recorder, role) for role, keyword in binding if keyword is None)
+    named = {keyword: symbol_of(recorder, role) for role, keyword in binding if keyword is not None}
     try:
-        with _TorchCalls(recorder):
+        with TorchCalls(recorder):
             result = enter(lifted, positional, named)
     except TraceError as error:
         error.at = error.at or in_traceback(error.__traceback__)
         raise
-    return _settle(recorder, lifter, mod, kind, _result(recorder, mod, kind, result))
+    return settle(recorder, mod, kind, result_of(recorder, mod, kind, result), lifter.guards.freeze())
 
 
-def _symbol(recorder: Recorder, role: str) -> Symbol:
+def symbol_of(recorder: Recorder, role: str) -> Symbol:
+    """The index (or the score) that a parameter stands for."""
     return Symbol(ir.INDICES[role], recorder, False)
 
 
@@ -80,7 +82,7 @@ def _name(mod: Any) -> str:
 # what came back
 
 
-def _result(recorder: Recorder, mod: Any, kind: str, result: Any) -> ir.Expr:
+def result_of(recorder: Recorder, mod: Any, kind: str, result: Any) -> ir.Expr:
     if result is None:
         raise TraceError(f"the {kind} `{_name(mod)}` returns None. Add `return`.", definition(mod))
     if not isinstance(result, (Symbol, TableView, torch.Tensor, bool, int, float, np.generic)):
@@ -121,7 +123,7 @@ def _wrong_kind(recorder: Recorder, mod: Any, expr: ir.Expr, found: str, remedy:
 # canonical numbers
 
 
-def _settle(recorder: Recorder, lifter: Lifter, mod: Any, kind: str, raw: ir.Expr) -> Traced:
+def settle(recorder: Recorder, mod: Any, kind: str, raw: ir.Expr, guards: Guards | None = None) -> Traced:
     """Captures renumbered by first appearance, unused ones dropped, specialised numbers turned into constants."""
     moved, tensors, scalars = _renumber(recorder, raw)
     places = {moved[old]: recorder.places[old] for old in reversed(moved) if old in recorder.places}
@@ -138,7 +140,7 @@ def _settle(recorder: Recorder, lifter: Lifter, mod: Any, kind: str, raw: ir.Exp
         specialised=tuple(sorted((recorder.scalar_names[i], recorder.scalars[i]) for i in recorder.specialised)),
         volatile=recorder.volatile,
         places=places,
-        guards=lifter.guards.freeze(),
+        guards=guards or Guards(),
     )
 
 
