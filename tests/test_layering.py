@@ -22,6 +22,7 @@ BELOW = {
     "inspect": {"errors", "options", "ir", "frontend", "analysis", "lowering", "templates", "runtime"},
     "mods": {"errors", "options", "ir", "frontend", "analysis", "lowering", "templates", "runtime", "inspect"},
     "api": {"errors", "options", "ir", "frontend", "analysis", "lowering", "templates", "runtime", "inspect", "mods", "reference"},
+    "compat": {"errors", "frontend", "runtime", "mods", "api", "masks"},
     "masks": {"errors", "mods"},
     "scores": {"mods"},
     "reference": set(),
