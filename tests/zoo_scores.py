@@ -131,3 +131,9 @@ def partial_score(c):
         return score * factor
 
     return functools.partial(scaled, factor=0.3)
+
+
+@a_score
+def table_by_sign_of_score(c):
+    factor = c.reals(c.H, 2)
+    return lambda score, b, h, q, k: score * factor[h, (score > 0).to(torch.int64)]

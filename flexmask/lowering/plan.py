@@ -151,11 +151,13 @@ def plan_forward(
     loads: str = "pointer",
     narrow: bool = False,
     heavy: bool = False,
+    pipelined: bool = True,
 ) -> KernelPlan:
     """The plan for a forward kernel on a GPU of compute capability `arch`: tiles by head dim and kind of kernel, shrunk to fit it.
 
     `narrow` says that rows keep a stretch of keys cut at both ends, rather than all up to some key or all from one;
-    `heavy` that the predicate or the score mod reads a table at places that depend on query and key, or computes very much.
+    `heavy` that the predicate or the score mod reads a table at places that depend on query and key, or computes very much;
+    not `pipelined` that it reads one at places computed from the score: Triton's compiler breaks down over fetching those ahead.
     Raises BackendError for a dtype, head dim or GPU that no kernel is made for.
     """
     if dtype not in ITEM_BYTES:
@@ -170,6 +172,7 @@ def plan_forward(
     masked = map_form == "list" and not pieces  # by the predicate, or by bits, which come through registers and shared memory
     work = 4 if heavy else 3 if score or masked else 0 if map_form == "none" else 2 if narrow else 1
     block_q, block_kv, num_warps, num_stages = _row(max(padded(head_dim), padded(v_head_dim)), dtype, arch, loads)[work]
+    num_stages = num_stages if pipelined else 1
     plan: KernelPlan | None = KernelPlan(
         head_dim, v_head_dim, dtype, map_form, pieces, bits, starts, runs, score, block_q, block_kv, num_warps, num_stages, loads, arch
     )

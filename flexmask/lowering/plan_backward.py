@@ -178,10 +178,12 @@ def plan_backward(
     scatter: str = "",
     loads: str = "pointer",
     heavy: bool = False,
+    pipelined: bool = True,
 ) -> BackwardPlan:
     """The plan for a backward kernel on a GPU of compute capability `arch`: tiles by head dim and kind of kernel, shrunk to fit it.
 
-    `heavy` says that the predicate or the score mod reads a table at places that depend on query and key, or computes very much.
+    `heavy` says that the predicate or the score mod reads a table at places that depend on query and key, or computes very much; not
+    `pipelined` that it reads one at places computed from the score: Triton's compiler breaks down over fetching those ahead.
     Raises BackendError for a dtype, head dim or GPU that no kernel is made for.
     """
     if dtype not in ITEM_BYTES:
@@ -196,6 +198,7 @@ def plan_backward(
     work = 2 if heavy or scatter else 1 if score or evaluated else 0
     tile = _row(part, max(padded(head_dim), padded(v_head_dim)), dtype, arch, loads)[work]
     plan = BackwardPlan(part, head_dim, v_head_dim, dtype, map_form, pieces, starts, runs, score, scatter, *tile, loads, arch)
+    plan = plan if pipelined else replace(plan, num_stages=1)
     if scatter in ("peak", "fixed"):
         # both launches must sum over the same tiles; the second holds the places of peaks and sums beside everything else
         plan = replace(plan, block_kv=min(plan.block_kv, 32))

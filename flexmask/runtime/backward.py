@@ -23,7 +23,7 @@ from .recipes import captures_of
 from .store import Store, code_fingerprint
 from .table_buffers import FixedBuffers, FloatBuffers
 from .tile_map import TileMap
-from .variants import NO_MASK, Variant, by_predicate, is_costly, variants
+from .variants import NO_MASK, Variant, by_predicate, is_costly, reads_by_score, variants
 
 PARTS = {"dq": "row", "dkdv": "column"}
 
@@ -143,7 +143,8 @@ def _plan(
     return plan_backward(
         part, s.head_dim, s.v_head_dim, dtype=str(q.dtype).removeprefix("torch."), arch=arch, map_form=variant.map_form,
         pieces=variant.pieces, starts=variant.starts, runs=variant.runs, score=request.score is not None, scatter=scatter,
-        loads="tma" if tma and arch >= 90 else "pointer", heavy=is_costly(*mods) or bool(scatter) or heavy,
+        loads="tma" if tma and arch >= 90 else "pointer",
+        heavy=is_costly(*mods) or reads_by_score(*mods) or bool(scatter) or heavy, pipelined=not reads_by_score(*mods),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from .maps import Extent, find_device_maps, find_map, host_variant, interpreting
 from .recipes import captures_of
 from .store import Store, code_fingerprint
 from .tile_map import TileMap
-from .variants import Variant, is_costly, variants
+from .variants import Variant, is_costly, reads_by_score, variants
 
 
 class Result(NamedTuple):
@@ -145,7 +145,8 @@ def plan_kernel(store: Store, request: Request, variant: Variant, dtype: torch.d
     return plan_forward(
         s.head_dim, s.v_head_dim, dtype=str(dtype).removeprefix("torch."), arch=arch, map_form=variant.map_form, pieces=variant.pieces,
         bits=variant.bits, starts=variant.starts, runs=variant.runs, score=request.score is not None,
-        loads="tma" if tma and arch >= 90 else "pointer", narrow=facts is not None and is_narrow(facts), heavy=is_costly(*mods),
+        loads="tma" if tma and arch >= 90 else "pointer", narrow=facts is not None and is_narrow(facts),
+        heavy=is_costly(*mods) or reads_by_score(*mods), pipelined=not reads_by_score(*mods),
     )  # fmt: skip
 
 

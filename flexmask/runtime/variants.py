@@ -6,7 +6,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from ..analysis import MOST_PIECES, Facts, Form
-from ..ir import TRUE, Expr, K, Q, uses, walk
+from ..ir import SCORE, TRUE, Expr, K, Q, uses, walk
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ def is_costly(*exprs: Expr) -> bool:
     """Whether expressions read a table at places that depend on both query and key, or compute very much for each pair."""
     pairs = [node for expr in exprs for node in walk(expr) if uses(node, Q) and uses(node, K)]
     return len(pairs) > MANY_PAIR_OPERATIONS or any(node.op == "load" for node in pairs)
+
+
+def reads_by_score(*exprs: Expr) -> bool:
+    """Whether expressions read a table at places computed from the score, which no load can be made for ahead of time."""
+    return any(node.op == "load" and uses(node, SCORE) for expr in exprs for node in walk(expr))
 
 
 def _without_form(predicate: Expr, why: str) -> tuple[Variant, ...]:

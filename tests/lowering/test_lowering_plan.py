@@ -62,3 +62,7 @@ def test_contradictory_plans_are_refused(change):
     plan = plan_forward(64, map_form="list", pieces=1)
     with pytest.raises(ValueError):
         replace(plan, **change)
+
+
+def test_a_table_read_by_score_is_not_fetched_ahead():
+    assert plan_forward(128, score=True, heavy=True, pipelined=False, loads="tma").num_stages == 1
