@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from flexmask.ir import simplify
 from flexmask.runtime.checks import Shapes
 from flexmask.runtime.forward import Request, plan_kernel, write_kernel
 from flexmask.runtime.store import default_store, signs
+from flexmask.runtime.variants import variants
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -67,8 +69,9 @@ def compile_cost() -> None:
 
 
 def _write(traced: Traced) -> str:
-    request = Request(traced, None, Shapes(2, 4, 4, 256, 256, 128, 128))
-    return write_kernel(default_store(), request, plan_kernel(default_store(), request, torch.bfloat16, 90, True))
+    store, request = default_store(), Request(traced, None, Shapes(2, 4, 4, 256, 256, 128, 128))
+    chosen = variants(store.facts(traced)[1], traced.promised)
+    return "\n".join(write_kernel(store, request, plan_kernel(store, request, variant, torch.bfloat16, 90, True)) for variant in chosen)
 
 
 def _derive_afresh(traced: Traced) -> Facts:
@@ -86,7 +89,7 @@ def cpu_speed() -> None:
     ]:
         q, k, v = (torch.randn(1, 4, length, 64) for _ in range(3))
         attn = flexmask.compile(mask)
-        dense = kwargs or {"attn_mask": mask.to_dense(length, length).contiguous()}
+        dense: dict[str, Any] = kwargs or {"attn_mask": mask.to_dense(length, length).contiguous()}
         ours = median_ms(lambda: attn(q, k, v))
         rival = median_ms(lambda: F.scaled_dot_product_attention(q, k, v, **dense))
         against = "is_causal" if kwargs else "dense mask"

@@ -68,12 +68,12 @@ def check(out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, 
     """Largest error on sampled rows of two heads against the float64 reference."""
     rows = torch.linspace(0, q.shape[2] - 1, 24, device=q.device).long()
     want = reference.attention(q[:1, :2], k[:1, :2], v[:1, :2], mask, rows=rows)
-    return (out[:1, :2, rows].double() - want.double()).abs().max().item()
+    return float((out[:1, :2, rows].double() - want.double()).abs().max())
 
 
 def plain(mask: flexmask.Mask) -> Callable[..., Any]:
     """The mask as the bare function that torch.compile traces: the user's functions and their operators, without the Mask objects."""
-    inner = mask.function
+    inner: Any = mask.function
     if hasattr(inner, "left"):
         left, right = plain(inner.left), plain(inner.right)
         join = {"&": torch.logical_and, "|": torch.logical_or, "^": torch.logical_xor}[inner.symbol]
@@ -101,11 +101,12 @@ def contestants(
         row.failures["FlexAttention"] = f"{type(error).__name__}: {str(error)[:200]}"
     if name in ("full", "causal"):
         for backend, label in ((SDPBackend.CUDNN_ATTENTION, "SDPA cuDNN"), (SDPBackend.FLASH_ATTENTION, "SDPA flash")):
-            runs[label] = lambda backend=backend: _sdpa(backend, q, k, v, name == "causal")
+            runs[label] = lambda backend=backend: sdpa(backend, q, k, v, name == "causal")
     return runs
 
 
-def _sdpa(backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
+def sdpa(backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
+    """torch's own attention by one of its backends."""
     with sdpa_kernel(backend):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 

@@ -39,7 +39,8 @@ class Layer(nn.Module):
         q, k, v = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = attend(rotate(q, positions), rotate(k, positions), v)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norms[1](x))))
+        changed: torch.Tensor = x + self.down(F.gelu(self.up(self.norms[1](x))))
+        return changed
 
 
 class ByteModel(nn.Module):
@@ -60,7 +61,8 @@ class ByteModel(nn.Module):
         x = self.embedding(tokens)
         for layer in self.layers:
             x = layer(x, positions, attend)
-        return self.head(self.norm(x))
+        logits: torch.Tensor = self.head(self.norm(x))
+        return logits
 
 
 def next_byte_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
