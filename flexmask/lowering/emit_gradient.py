@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from ..ir import SCORE, B, Expr, H, K, Q, const, derivative, float_loads, uses, walk
 from .body import Body, Row, write_call, write_function, write_result
@@ -35,6 +36,7 @@ _DIAGONALS = {
 }
 
 
+@lru_cache(maxsize=1024)
 def gradient_tables(expr: Expr) -> tuple[int, ...]:
     """The numbers of the captured tensors that carry gradient through `expr`, ascending.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -102,6 +103,13 @@ def _passes(
     store: Store, request: Request, q: torch.Tensor, part: str, tma: bool, scatter: str = "", heavy: bool = False
 ) -> Sequence[Pass]:
     """The kernels of a part with their maps; `heavy` ones hold more than their mods need."""
+    key = ("backward", part, request.shapes, q.dtype, q.device, tma, scatter, heavy)
+    make = partial(_find_passes, store, request, q, part, tma, scatter, heavy)
+    found: Sequence[Pass] = store.launches(key, (request.mask, request.score), make)
+    return found
+
+
+def _find_passes(store: Store, request: Request, q: torch.Tensor, part: str, tma: bool, scatter: str, heavy: bool) -> Sequence[Pass]:
     s, axis = request.shapes, PARTS[part]
     facts = None if request.mask is None else store.facts(request.mask)[1]
     chosen = _variants(request, facts, q, axis)

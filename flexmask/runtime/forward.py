@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,11 +75,17 @@ def run_triton(
 ) -> Result:
     """The result on the tensors' GPU (or in Triton's interpreter) by a generated kernel, or by two of which a flag there chooses."""
     tma = not interpreting() and launch.fits_tma(q, k, v)
-    kernels = find_kernels(store, request, q.dtype, q.device, tma)
+
+    def make() -> list[tuple[Any, launch.MapArguments]]:
+        kernels = find_kernels(store, request, q.dtype, q.device, tma)
+        maps = _maps(store, request, kernels, q.device)
+        return [(kernel.module, launch.map_arguments(kernel.module, made)) for kernel, made in zip(kernels, maps, strict=True)]
+
+    ready = store.launches(("forward", request.shapes, q.dtype, q.device, tma), (request.mask, request.score), make)
     mask, score = _captures(request.mask), _captures(request.score)
     found: launch.Found | None = None
-    for kernel, tile_map in zip(kernels, _maps(store, request, kernels, q.device), strict=True):
-        found = launch.launch_forward(kernel.module, q, k, v, scale, tile_map, mask, score, into=found, extras=extras)
+    for module, given in ready:
+        found = launch.launch_forward(module, q, k, v, scale, given, mask, score, into=found, extras=extras)
     assert found is not None
     return Result(*found)
 
@@ -125,6 +132,7 @@ def _file(store: Store, request: Request, plan: KernelPlan) -> Path:
     return store.kernel_file(kernel_key(store, request, plan), lambda: write_kernel(store, request, plan))
 
 
+@lru_cache(maxsize=64)
 def arch_of(device: torch.device) -> int:
     """Compute capability as one number, 90 for 9.0; machines without a GPU plan for 90."""
     if device.type != "cuda":

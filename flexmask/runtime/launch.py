@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,9 @@ from .prepared import Prepared
 
 Captures = tuple[Sequence[torch.Tensor], Sequence[int | float]]
 NO_CAPTURES: Captures = ((), ())
+# the tensors of a tile map by the names of a kernel's parameters
+MapArguments = Mapping[str, torch.Tensor]
+NO_MAP: MapArguments = {}
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
@@ -63,7 +66,7 @@ def launch_forward(
     k: torch.Tensor,
     v: torch.Tensor,
     scale: float,
-    tile_map: Any = None,
+    tile_map: MapArguments = NO_MAP,
     mask: Captures = NO_CAPTURES,
     score: Captures = NO_CAPTURES,
     into: Found | None = None,
@@ -72,25 +75,31 @@ def launch_forward(
     """Run a loaded kernel: (out [B, Hq, Q, Dv] in q's dtype, lse float32 [B, Hq, Q], natural logarithm, and if `extras` wants them the
     greatest scores of the rows, like lse, else None).
 
-    `tile_map` is a TileMap for the plan's block sizes on q's device, or None for a plan without a map. `mask` and `score` are the
+    `tile_map` is what `map_arguments` says of a TileMap for the plan's block sizes on q's device. `mask` and `score` are the
     captured (tensors, scalars) in the order of the expressions the kernel was emitted from. Of two kernels that take turns the
     second is given the first one's results as `into`. Raises BackendError where the kernel does not fit the GPU: `lowering.shrink`
     gives a smaller plan.
     """
     peaks = into[2] if into else torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if extras.peaks else None
-    given: dict[str, Any] = {"into": into and into[:2], "sinks": extras.sinks, "dropout": extras.dropout, "peaks": peaks}
-    if tile_map is not None:
-        names = ("ranges", "counts", "offsets", "index", "patterns", "words", "broken")
-        given |= {name: getattr(tile_map, name) for name in names if getattr(tile_map, name) is not None}
-        if module.PIECES.value:
-            given["row_starts"], given["row_stops"] = _bounds(tile_map, module.PIECES.value)
+    more = {"into": into and into[:2], "sinks": extras.sinks, "dropout": extras.dropout, "peaks": peaks}
     try:
-        out, lse = module.forward(q, k, v, scale, module.pack(*mask), module.pack(*score), **given)
+        out, lse = module.forward(q, k, v, scale, module.pack(*mask), module.pack(*score), **tile_map, **more)
     except Exception as error:
         if type(error).__name__ == "OutOfResources":
             raise BackendError(f"the kernel does not fit this GPU ({error}). Use a smaller plan (flexmask.lowering.shrink).") from error
         raise
     return out, lse, peaks
+
+
+def map_arguments(module: Any, tile_map: Any) -> MapArguments:
+    """A TileMap as the forward kernel of a module takes it; None for a plan without a map."""
+    if tile_map is None:
+        return NO_MAP
+    names = ("ranges", "counts", "offsets", "index", "patterns", "words", "broken")
+    given = {name: getattr(tile_map, name) for name in names if getattr(tile_map, name) is not None}
+    if module.PIECES.value:
+        given["row_starts"], given["row_stops"] = _bounds(tile_map, module.PIECES.value)
+    return given
 
 
 def _bounds(tile_map: Any, pieces: int) -> tuple[torch.Tensor, torch.Tensor]:

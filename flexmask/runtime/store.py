@@ -21,6 +21,7 @@ from ..options import read_options
 from .disk import DiskCache
 
 KEPT_MAPS = 64
+KEPT_LAUNCHES = 256
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Store:
         self._kernels: dict[tuple[Any, ...], Any] = {}
         self._keys: weakref.WeakKeyDictionary[Traced, str] = weakref.WeakKeyDictionary()
         self._maps: OrderedDict[tuple[Any, ...], tuple[Any, tuple[weakref.ref[torch.Tensor], ...]]] = OrderedDict()
+        self._launches: OrderedDict[tuple[Any, ...], tuple[Any, tuple[weakref.ref[Traced] | None, ...]]] = OrderedDict()
 
     @cached_property
     def disk(self) -> DiskCache:
@@ -54,11 +56,12 @@ class Store:
         self.counters = Counters()
         self._facts.clear()
         self._kernels.clear()
-        self._maps.clear()
+        self.forget_maps()
 
     def forget_maps(self) -> None:
         """Drop the tile maps alone, so that the next call builds its own."""
         self._maps.clear()
+        self._launches.clear()
 
     def key_of(self, traced: Traced) -> str:
         """The structure's key, computed once for each traced function."""
@@ -129,6 +132,26 @@ class Store:
         self._maps[full] = (made, tuple(weakref.ref(t) for t in tensors))
         if len(self._maps) > KEPT_MAPS:
             self._maps.popitem(last=False)
+            self._launches.clear()  # none may hold a map that is no longer kept, as that is not refilled
+        return made
+
+    def launches(self, key: tuple[Any, ...], mods: Sequence[Traced | None], make: Callable[[], Any]) -> Any:
+        """The kernels with their maps that `key` starts for these traced mods: found by identity, which is most of what a call in a steady
+        state has to look at, as long as the tensors that the mask (the first of them) captures keep their version and memory."""
+        tensors = () if mods[0] is None else mods[0].tensors
+        if any(t.is_inference() for t in tensors):
+            return make()
+        full = (*key, *map(id, mods), *[(t._version, t.data_ptr()) for t in tensors])
+        found = self._launches.get(full)
+        if found is not None and all(mod is (ref and ref()) for ref, mod in zip(found[1], mods, strict=True)):
+            self._launches.move_to_end(full)
+            self.counters.map_hits += 1
+            return found[0]
+        made = make()
+        if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+            self._launches[full] = (made, tuple(None if mod is None else weakref.ref(mod) for mod in mods))
+            if len(self._launches) > KEPT_LAUNCHES:
+                self._launches.popitem(last=False)
         return made
 
     def maps_of(self, key: str, tensors: Sequence[torch.Tensor]) -> list[Any]:

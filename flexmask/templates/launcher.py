@@ -63,9 +63,10 @@ def fits_tma(x):
 
 def describe(x, rows, width):
     """A TMA descriptor of [1, 1, rows, width] tiles of `x`; reads outside give 0. Raises ValueError where a copy would not help."""
-    x = x if fits_tma(x) else x.contiguous().clone()
     if not fits_tma(x):
-        raise ValueError(f"TMA needs rows of a multiple of 16 bytes; got shape {tuple(x.shape)}, {x.dtype}. Use a plan with pointer loads.")
+        x = x.contiguous().clone()
+        if not fits_tma(x):
+            raise ValueError(f"TMA needs rows of a multiple of 16 bytes; got {tuple(x.shape)}, {x.dtype}. Use a plan with pointer loads.")
     unit = 16 // x.element_size()
     strides = [stride if length > 1 else unit for stride, length in zip(x.stride()[:3], x.shape[:3], strict=True)]
     return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, width])

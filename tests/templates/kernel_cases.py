@@ -245,7 +245,7 @@ def fill_intervals(intervals: Any, keep: torch.Tensor) -> None:
 
 
 def check(case: Case, folder: Path) -> None:
-    from flexmask.runtime.launch import launch_forward, load
+    from flexmask.runtime.launch import launch_forward, load, map_arguments
 
     mask, score = (parse(text, TABLES, SCALARS) if text else None for text in (case.mask, case.score))
     tensors, scalars = captures(case)
@@ -273,7 +273,9 @@ def check(case: Case, folder: Path) -> None:
     else:
         tile_map = None if case.form == "none" else make_map(case, keep, plan.block_q, plan.block_kv)
         into = torch.full(expected.shape, 7.0, dtype=q.dtype), torch.full(expected_lse.shape, 7.0), None
-        out, lse, _ = launch_forward(module, q, k, v, scale, tile_map, both, both, into=into if "runs" in case.options else None)
+        out, lse, _ = launch_forward(
+            module, q, k, v, scale, map_arguments(module, tile_map), both, both, into=into if "runs" in case.options else None
+        )
         if plan.runs != "always" and (case.options["broken"] == 0) != (plan.runs == "hold"):
             expected, expected_lse = expected * 0 + 7, expected_lse * 0 + 7  # what its partner wrote stands
     loose = TOLERANCE[case.dtype]

@@ -1,0 +1,75 @@
+"""What a call in a steady state finds by identity: its kernels with their maps, as long as nothing they depend on has changed."""
+
+import gc
+
+import torch
+
+from flexmask.frontend import trace
+from flexmask.runtime.store import KEPT_LAUNCHES, KEPT_MAPS, Store
+
+
+def document(ids):
+    return trace(lambda q_idx, kv_idx: ids[q_idx] == ids[kv_idx], "mask")
+
+
+class Made:
+    """Counts how often it was made."""
+
+    def __init__(self):
+        self.times = 0
+
+    def __call__(self):
+        self.times += 1
+        return [self.times]
+
+
+def test_the_same_mods_find_the_same_launches():
+    store, made, mask = Store(), Made(), document(torch.tensor([0, 0, 1]))
+    assert store.launches(("forward",), (mask, None), made) is store.launches(("forward",), (mask, None), made)
+    store.launches(("backward",), (mask, None), made)
+    store.launches(("forward",), (document(torch.tensor([0, 0, 1])), None), made)
+    assert made.times == 3
+
+
+def test_a_change_in_place_makes_them_anew():
+    ids = torch.tensor([0, 0, 1])
+    store, made, mask = Store(), Made(), document(ids)
+    store.launches(("forward",), (mask, None), made)
+    ids[1] = 1
+    store.launches(("forward",), (mask, None), made)
+    assert made.times == 2
+
+
+def test_tensors_without_a_version_are_looked_at_each_time():
+    with torch.inference_mode():
+        ids = torch.tensor([0, 0, 1])
+    store, made, mask = Store(), Made(), document(ids)
+    for _ in range(2):
+        store.launches(("forward",), (mask, None), made)
+    assert made.times == 2
+
+
+def test_another_function_at_the_same_address_is_another():
+    store, made = Store(), Made()
+    for _ in range(20):
+        mask = document(torch.tensor([0, 0, 1]))
+        store.launches(("forward",), (mask, None), made)
+        del mask
+        gc.collect()
+    assert made.times == 20
+
+
+def test_launches_go_with_maps_that_are_no_longer_kept():
+    store, made, mask = Store(), Made(), document(torch.tensor([0, 0, 1]))
+    store.launches(("forward",), (mask, None), made)
+    for n in range(KEPT_MAPS + 1):
+        store.tile_map(("map", n), mask.tensors, list)
+    store.launches(("forward",), (mask, None), made)
+    assert made.times == 2
+
+
+def test_only_so_many_are_kept():
+    store, mask = Store(), document(torch.tensor([0, 0, 1]))
+    for n in range(2 * KEPT_LAUNCHES):
+        store.launches(("forward", n), (mask, None), list)
+    assert len(store._launches) == KEPT_LAUNCHES
