@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..ir import BOOL, Expr, walk
+from ..ir import BOOL, SCORE, Expr, walk
 from .linear import Linear, linear
 
 
@@ -22,7 +22,7 @@ def index_range(expr: Expr, leaf_ranges: Mapping[str, tuple[int, int]], scalars:
     """The range of the integer expression `expr`, or None where it depends on captured data (or on floating-point numbers).
 
     `leaf_ranges` gives the inclusive range of "b", "h", "q_idx" and "kv_idx", and of "q_len" and "kv_len" if they occur; every
-    range is non-empty. Raises KeyError for an index without a range.
+    range is non-empty; what is computed of the score has none. Raises KeyError for an index without a range.
 
     >>> from flexmask.ir import K, Q
     >>> index_range(Q - K + 7, {"q_idx": (0, 7), "kv_idx": (0, 7)})
@@ -66,7 +66,7 @@ class _Ranges:
 
     def _independent(self, parts: Sequence[Expr]) -> bool:
         """Whether no index with more than one value occurs in two of `parts`."""
-        used = [{n.value for n in walk(p) if n.op == "index" and len(set(self.leaves[n.value])) > 1} for p in parts]
+        used = [{n.value for n in walk(p) if n is SCORE or (n.op == "index" and len(set(self.leaves[n.value])) > 1)} for p in parts]
         return sum(map(len, used)) == len(set().union(*used))
 
     def _min(self, m: Expr) -> IndexRange | None:

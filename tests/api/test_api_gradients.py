@@ -6,6 +6,7 @@ import pytest
 import torch
 import zoo
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from strategies import predicates
 
 import flexmask
@@ -27,12 +28,12 @@ def gradients(run, leaves):
     return torch.autograd.grad((out * weight).sum() + lse.masked_fill(lse == -torch.inf, 0).cos().sum(), leaves, allow_unused=True)
 
 
-def agree(mask=None, score=None, tables=(), tolerance=1e-9, **sizes):
+def agree(mask=None, score=None, tables=(), tolerance=1e-9, extras=None, **sizes):
     q, k, v = inputs(**sizes)
-    leaves, gqa = (q, k, v, *tables), q.shape[1] != k.shape[1]
-    options = {"mask": mask, "score": score, "enable_gqa": gqa, "return_lse": True}
-    found = gradients(lambda: flexmask.attention(q, k, v, **options), leaves)
-    want = gradients(lambda: reference.attention(q, k, v, mask, score, enable_gqa=gqa, return_lse=True), leaves)
+    options = {"enable_gqa": q.shape[1] != k.shape[1], "return_lse": True, **(extras or {})}
+    leaves = (q, k, v, *tables, *(x for x in options.values() if isinstance(x, torch.Tensor)))
+    found = gradients(lambda: flexmask.attention(q, k, v, mask=mask, score=score, **options), leaves)
+    want = gradients(lambda: reference.attention(q, k, v, mask, score, **options), leaves)
     for ours, theirs in zip(found, want, strict=True):
         torch.testing.assert_close(ours, torch.zeros_like(ours) if theirs is None else theirs, atol=tolerance, rtol=tolerance)
 
@@ -47,11 +48,22 @@ def test_every_zoo_score(name):
     agree(masks.local_window(9), zoo.SCORES[name](B, H, Q, KV), tolerance=1e-5)  # some scores compute in float32
 
 
-@settings(max_examples=300)
-@given(predicates())
-def test_random_masks(predicate):
+@settings(max_examples=500)
+@given(predicates(), st.booleans(), st.booleans(), st.sampled_from([0.0, 0.0, 0.3]))
+def test_random_masks(predicate, grouped, with_sinks, dropout_p):
     batch, heads, q_len, kv_len = astuple(predicate.sizes)
-    agree(predicate.mask(), batch=batch, heads=heads, kv_heads=heads, q_len=q_len, kv_len=kv_len)
+    extras = {"dropout_p": dropout_p, "seed": 3} if dropout_p else {}
+    if with_sinks:
+        extras["sinks"] = torch.linspace(-1, 2, heads, dtype=torch.float64, requires_grad=True)
+    kv_heads = 1 if grouped else heads
+    agree(predicate.mask(), extras=extras, batch=batch, heads=heads, kv_heads=kv_heads, q_len=q_len, kv_len=kv_len)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 90), st.integers(-40, 40))
+def test_lengths_and_offsets(q_len, kv_len, window, offset):
+    mask = flexmask.mask(lambda q_idx, kv_idx: (q_idx + offset >= kv_idx) & (q_idx + offset - kv_idx < window))
+    agree(mask, heads=2, kv_heads=1, q_len=q_len, kv_len=kv_len)
 
 
 def test_grouped_heads_and_empty_rows():
