@@ -65,6 +65,8 @@ class _Mod:
         return f"<flexmask.{self.kind} {self.name}>"
 
     def __bool__(self) -> bool:
+        if not torch.compiler.is_dynamo_compiling() and torch._guards.TracingContext.try_get() is not None:
+            return True  # while it traces, some versions of Dynamo ask whether there is something to call
         raise TraceError(f"`{self.name}` has no truth value. Combine masks with `&`, `|` and `~`, not with `and`, `or` and `not`.")
 
 
