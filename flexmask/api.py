@@ -221,8 +221,9 @@ def compile(
     `mask` is a mask or a plain function of (b, h, q_idx, kv_idx); `score` likewise of (score, b, h, q_idx, kv_idx). `scale` multiplies
     q @ k (default head_dim ** -0.5). `enable_gqa` allows fewer key heads than query heads. `backend` is "cpu", "triton" or
     "reference" (dense float64), by default that of the tensors' device. `deterministic=True` gives the score mod's captured tensors
-    gradients that are the same bits in every run, at the price of a second pass for them; all other results always are. By default
-    torch.use_deterministic_algorithms decides. Functions are traced at the first call.
+    gradients that are the same bits in every run also on a GPU, where they are else added atomically, at the price of a second pass for
+    them; all other results always are (on the CPU, for a given number of threads). By default torch.use_deterministic_algorithms decides.
+    Functions are traced at the first call.
     Raises TraceError, ShapeError or BackendError with what to write instead.
 
     >>> import torch, flexmask
