@@ -31,7 +31,7 @@ class Along:
         self.collector = Collector(self.algebra)
         self.cover = Cover(axis, prover)
         self._bounds: dict[Expr, tuple[Piece, ...] | None] = {}
-        self.closer = Collector(Algebra(axis, Prover(prover.signs, _CLOSER)))
+        self.closer = Collector(Algebra(axis, prover.again(_CLOSER)))
 
     # the form
 

@@ -33,7 +33,8 @@ def derive(predicate: Expr, signs: tuple[int, ...] = (), unsorted: Iterable[int]
         raise ValueError(f"a mask's predicate is bool, got {predicate.kind}: {show(predicate)}")
     predicate = _flattened(simplify(predicate))
     excluded = frozenset(unsorted)
-    rows, columns = (Along(axis, Prover(signs), excluded) for axis in (ROW, COLUMN))
+    prover = Prover(signs)
+    rows, columns = (Along(axis, prover.again(), excluded) for axis in (ROW, COLUMN))
     row_form, column_form = rows.form(predicate), columns.form(predicate)
     used = leaves(predicate)
     return Facts(
@@ -42,13 +43,13 @@ def derive(predicate: Expr, signs: tuple[int, ...] = (), unsorted: Iterable[int]
         columns=column_form,
         uses_b=B in used,
         uses_h=H in used,
-        rows_contiguous=_is_contiguous(row_form, predicate, ROW, Prover(signs)),
-        columns_contiguous=_is_contiguous(column_form, predicate, COLUMN, Prover(signs)),
+        rows_contiguous=_is_contiguous(row_form, predicate, ROW, prover.again()),
+        columns_contiguous=_is_contiguous(column_form, predicate, COLUMN, prover.again()),
         atoms=tuple(AtomFact(atom, rows.said(atom), columns.said(atom)) for atom in _atoms(predicate)),
         row_bounds=rows.bounds(predicate),
         column_bounds=columns.bounds(predicate),
-        rows_nonempty=rows_nonempty(predicate, Prover(signs, _WITNESSED)),
-        columns_nonempty=columns_nonempty(predicate, Prover(signs, _WITNESSED)),
+        rows_nonempty=rows_nonempty(predicate, prover.again(_WITNESSED)),
+        columns_nonempty=columns_nonempty(predicate, prover.again(_WITNESSED)),
         uses_lengths=Q_LEN in used or KV_LEN in used,
     )
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from ..ir import BOOL, FALSE, INT, KV_LEN, Q_LEN, TRUE, Expr, K, Q, make, simplify, walk
 from .linear import Linear, linear
+from .samples import Samples
 
 # steps of one proof: how deep, how many; and of all proofs about one mask together
 _DEPTH = 3
@@ -73,13 +74,17 @@ class Prover:
     (True, False, True)
     """
 
-    def __init__(self, signs: tuple[int, ...] = (), budget: int = _BUDGET):
-        self.signs = signs
+    def __init__(self, signs: tuple[int, ...] = (), budget: int = _BUDGET, samples: Samples | None = None):
+        self.signs, self._samples = signs, samples or Samples(signs)
         self._proved: dict[tuple[Expr, Expr, tuple[Expr, ...]], bool] = {}
         self._ranges: dict[Expr, Range] = {}
         self._found: dict[tuple[frozenset[tuple[Expr, int]], int, tuple[Expr, ...], int], bool] = {}
         self._steps = 0
         self._budget = budget
+
+    def again(self, budget: int = _BUDGET) -> Prover:
+        """One that has as many steps to spend, and knows the same points."""
+        return Prover(self.signs, budget, self._samples)
 
     def le(self, x: Expr, y: Expr, facts: tuple[Expr, ...] = ()) -> bool:
         """Whether x <= y is proved where all `facts` hold."""
@@ -92,6 +97,10 @@ class Prover:
         return x is y or linear(x) == linear(y)
 
     def nonnegative(self, x: Linear, facts: Sequence[Expr] = ()) -> bool:
+        if self.never_negative(x):
+            return True
+        if self._samples.refute(x, facts):
+            return False
         self._steps = _STEPS
         return self._search(x, tuple(facts), _DEPTH)
 
