@@ -11,11 +11,8 @@ printed as such. Maps are measured by `benchmarks.maps`.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +22,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import flexmask
 from benchmarks import masks as zoo
+from benchmarks.rows import measured, options
 from flexmask import reference
 from flexmask.ir import Env, evaluate
 
@@ -144,39 +142,12 @@ def show(row: Row) -> str:
     return text + "".join(f"\n    {label} failed: {why}" for label, why in row.failures.items())
 
 
-def versions() -> dict[str, str]:
-    import triton
-
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit,
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "gpu": torch.cuda.get_device_name(),
-    }
-
-
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768])
-    arguments.add_argument("--masks", nargs="+", default=list(zoo.NAMES))
-    arguments.add_argument("--head-dim", type=int, default=128)
-    arguments.add_argument("--json")
-    options = arguments.parse_args()
-    print(versions(), flush=True)
-    rows = []
-    for length in options.lengths:
-        for name in options.masks:
-            torch.compiler.reset()
-            try:
-                rows.append(measure(name, length, options.head_dim))
-                print(show(rows[-1]), flush=True)
-            except Exception as error:
-                print(f"{name:20s} {length:6d} FAILED {type(error).__name__}: {str(error)[:400]}", flush=True)
-            if options.json:
-                with open(options.json, "w") as file:
-                    json.dump({"versions": versions(), "rows": [asdict(r) for r in rows]}, file, indent=1)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--head-dim", type=int, default=128)
+    given = options(parser, [8192, 32768], zoo.NAMES)
+    cases = [(name, length) for length in given.lengths for name in given.masks]
+    measured(cases, lambda name, length: measure(name, length, given.head_dim), show, given.json)
 
 
 if __name__ == "__main__":

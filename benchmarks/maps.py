@@ -12,11 +12,10 @@ eight times.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 import flexmask
 from benchmarks import masks as zoo
-from benchmarks.kernels import bench, plain, versions
+from benchmarks.kernels import bench, plain
+from benchmarks.rows import measured, options
 from flexmask.runtime.maps import Extent, find_device_maps, find_map
 from flexmask.runtime.store import default_store
 from flexmask.runtime.variants import variants
@@ -133,25 +133,9 @@ def show(row: Row) -> str:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768, 131072, 1048576])
-    arguments.add_argument("--masks", nargs="+", default=list(NAMES))
-    arguments.add_argument("--json")
-    options = arguments.parse_args()
-    print(versions(), flush=True)
-    rows = []
-    for length in options.lengths:
-        for name in options.masks:
-            if length > LONGEST_RIVAL and name not in LONG:
-                continue
-            try:
-                rows.append(measure(name, length))
-                print(show(rows[-1]), flush=True)
-            except Exception as error:
-                print(f"{name:28s} {length:8d} FAILED {type(error).__name__}: {str(error)[:400]}", flush=True)
-            if options.json:
-                with open(options.json, "w") as file:
-                    json.dump({"versions": versions(), "rows": [asdict(r) for r in rows]}, file, indent=1)
+    given = options(argparse.ArgumentParser(description=__doc__.splitlines()[0]), [8192, 32768, 131072, 1048576], NAMES)
+    cases = [(name, length) for length in given.lengths for name in given.masks if length <= LONGEST_RIVAL or name in LONG]
+    measured(cases, measure, show, given.json)
 
 
 if __name__ == "__main__":

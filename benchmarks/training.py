@@ -11,11 +11,10 @@ forward and backward), as the GPU is left behind. `--extras`: what dropout, sink
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import flexmask
 from benchmarks import masks as zoo
-from benchmarks.kernels import HEADS, bench, plain, sdpa, versions
+from benchmarks.kernels import HEADS, bench, plain, sdpa
+from benchmarks.rows import measured, options, write
 
 MIB = 1 << 20
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -173,31 +173,18 @@ def extras_table(length: int = 8192, head_dim: int = 128) -> list[dict[str, Any]
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--lengths", type=int, nargs="*", default=[8192, 32768])
-    arguments.add_argument("--masks", nargs="+", default=list(zoo.NAMES))
-    arguments.add_argument("--head-dim", type=int, default=128)
-    arguments.add_argument("--host", action="store_true")
-    arguments.add_argument("--extras", action="store_true")
-    arguments.add_argument("--json")
-    options = arguments.parse_args()
-    print(versions(), flush=True)
-    rows = []
-    for length in options.lengths:
-        for name in options.masks:
-            torch.compiler.reset()
-            try:
-                rows.append(measure(name, length, options.head_dim))
-                print(show(rows[-1]), flush=True)
-            except Exception as error:
-                print(f"{name:20s} {length:6d} FAILED {type(error).__name__}: {str(error)[:400]}", flush=True)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--host", action="store_true")
+    parser.add_argument("--extras", action="store_true")
+    given = options(parser, [8192, 32768], zoo.NAMES)
+    cases = [(name, length) for length in given.lengths for name in given.masks]
+    rows = measured(cases, lambda name, length: measure(name, length, given.head_dim), show, given.json)
     ratios = [row.ratio for row in rows if math.isfinite(row.ratio)]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else float("nan")
     print(f"geometric mean over FlexAttention: {mean:.2f} of {len(ratios)} cases")
-    more = {"host": host_table() if options.host else [], "extras": extras_table() if options.extras else []}
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"versions": versions(), "rows": [asdict(row) for row in rows], "geometric_mean": mean, **more}, file, indent=1)
+    more = {"host": host_table() if given.host else [], "extras": extras_table() if given.extras else []}
+    write(given.json, rows, geometric_mean=mean, **more)
 
 
 if __name__ == "__main__":

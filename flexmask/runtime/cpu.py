@@ -7,7 +7,7 @@ import math
 import torch
 
 from ..ir import evaluate
-from .cpu_walk import Mod, Unit, Walk, blocks, gather, scratch, weigh
+from .cpu_walk import Given, Mod, Unit, Walk, blocks, gather, scratch, weigh
 from .extras import NO_EXTRAS, Extras
 from .segments import Chunk
 from .tile_map import TileMap
@@ -49,7 +49,7 @@ def forward(
     >>> out.shape, lse[0, 0].exp()
     (torch.Size([1, 1, 2, 5]), tensor([3., 3.]))
     """
-    work = _Work(q, k, v, scale, tile_map, mask, score, extras)
+    work = _Work(Given(q, k, v, scale, tile_map, mask, score, extras))
     for unit in work.units():
         work.run(unit)
     return work.out, work.lse, work.peaks
@@ -58,24 +58,14 @@ def forward(
 class _Work(Walk):
     """One call, and its results."""
 
-    def __init__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        tile_map: TileMap | None,
-        mask: Mod | None,
-        score: Mod | None,
-        extras: Extras,
-    ):
-        super().__init__(q, k, v, scale, tile_map, mask, score, extras, SCORES, FEWEST_KEYS)
-        self.out = torch.empty(*q.shape[:3], v.shape[-1], dtype=q.dtype)
-        self.lse = torch.empty(*q.shape[:3], dtype=self.dtype)
-        self.peaks = torch.empty_like(self.lse) if extras.peaks else None
+    def __init__(self, given: Given):
+        super().__init__(given, SCORES, FEWEST_KEYS)
+        self.out = torch.empty(*given.q.shape[:3], given.v.shape[-1], dtype=given.q.dtype)
+        self.lse = torch.empty(*given.q.shape[:3], dtype=self.dtype)
+        self.peaks = torch.empty_like(self.lse) if given.extras.peaks else None
         self._out, self._lse = self.pairs(self.out), self.pairs(self.lse)
         self._peaks = None if self.peaks is None else self.pairs(self.peaks)
-        self._finite = math.isfinite(v.sum(dtype=self.dtype))
+        self._finite = math.isfinite(given.v.sum(dtype=self.dtype))
 
     def run(self, unit: Unit) -> None:
         tensors = self.q[unit.heads], self.dense(self.k, unit), self.dense(self.v, unit)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..ir import SCORE, const, derivative, evaluate_all
-from .cpu_walk import Mod, Unit, Walk, gather, scratch, weigh
+from .cpu_walk import Given, Mod, Unit, Walk, gather, scratch, weigh
 from .extras import NO_EXTRAS, Extras
 from .segments import Chunk
 from .table_gradients import TableGradients, gradient_loads
@@ -72,7 +72,7 @@ def backward(
     >>> backward(q, k, v, out, lse, torch.ones_like(out), scale=0.5).v[0, 0, :, 0]
     tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
-    work = _Work(q, k, v, scale, tile_map, mask, score, extras)
+    work = _Work(Given(q, k, v, scale, tile_map, mask, score, extras))
     work.prepare(out, lse, dout, dlse)
     work.changes = None if score is None else _Changes(score, tables, work.dtype)
     for unit in work.units():
@@ -130,20 +130,10 @@ class _Work(Walk):
 
     changes: _Changes | None = None
 
-    def __init__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        tile_map: TileMap | None,
-        mask: Mod | None,
-        score: Mod | None,
-        extras: Extras,
-    ):
-        super().__init__(q, k, v, scale, tile_map, mask, score, extras, SCORES, FEWEST_KEYS)
+    def __init__(self, given: Given):
+        super().__init__(given, SCORES, FEWEST_KEYS)
         self.factor = 1.0 if self.dropout is None else self.dropout[2]
-        self.dq = torch.zeros(self.q.shape, dtype=q.dtype)
+        self.dq = torch.zeros(self.q.shape, dtype=given.q.dtype)
         self.dk, self.dv = (torch.zeros(x.shape, dtype=self.dtype) for x in (self.k, self.v))
 
     def prepare(self, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor, dlse: torch.Tensor | None) -> None:

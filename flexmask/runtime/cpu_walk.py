@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -46,25 +47,27 @@ class Unit:
         return slice(self.first, self.last), slice(self.g0, self.g1)
 
 
+class Given(NamedTuple):
+    """What a call on the CPU works on: q [B, Hq, Q, D], k [B | 1, Hkv, KV, D], v [B | 1, Hkv, KV, Dv], and how."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    scale: float
+    tile_map: TileMap | None
+    mask: Mod | None
+    score: Mod | None
+    extras: Extras
+
+
 class Walk:
     """One call's q, k, v as [pairs, group, N, D], pairs being (batch entry, kv head), and the way through its map.
 
     `scores` are held at once, of at least `fewest` keys.
     """
 
-    def __init__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        tile_map: TileMap | None,
-        mask: Mod | None,
-        score: Mod | None,
-        extras: Extras,
-        scores: int,
-        fewest: int,
-    ):
+    def __init__(self, given: Given, scores: int, fewest: int):
+        q, k, v, scale, tile_map, mask, score, extras = given
         self.batch, self.heads, self.q_len, _ = q.shape
         self.kv_heads, self.kv_len = k.shape[1], k.shape[2]
         self.group = self.heads // max(1, self.kv_heads)
