@@ -4,8 +4,8 @@
 
 For each mask and length: median milliseconds (triton.testing.do_bench), exact-area TFLOP/s (4 * B * H * D * kept pairs), block
 TFLOP/s (non-empty 128 x 128 blocks instead of kept pairs), and the largest error on sampled rows against the float64 reference.
-Rivals: FlexAttention (torch.compile), and SDPA with cuDNN and with flash for full and causal. A rival that is missing or fails is
-printed as such. Maps are measured by `benchmarks.maps`.
+Rivals: FlexAttention (torch.compile), and for full and causal SDPA with cuDNN and with flash, and FlashAttention-3. A rival that is
+missing or fails is printed as such. Maps are measured by `benchmarks.maps`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import flexmask
 from benchmarks import masks as zoo
-from benchmarks.rows import measured, options
+from benchmarks.rows import compile_first, measured, options
 from flexmask import reference
 from flexmask.ir import Env, evaluate
 
@@ -98,9 +98,20 @@ def contestants(
     except Exception as error:
         row.failures["FlexAttention"] = f"{type(error).__name__}: {str(error)[:200]}"
     if name in ("full", "causal"):
+        runs |= flash_attention_3(q, k, v, name == "causal")
         for backend, label in ((SDPBackend.CUDNN_ATTENTION, "SDPA cuDNN"), (SDPBackend.FLASH_ATTENTION, "SDPA flash")):
             runs[label] = lambda backend=backend: sdpa(backend, q, k, v, name == "causal")
     return runs
+
+
+def flash_attention_3(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> dict[str, Callable[[], Any]]:
+    """FlashAttention-3 where it is installed (fa3-fwd), in the layout [batch, length, heads, head_dim] that it is made for."""
+    try:
+        from fa3_fwd_interface import flash_attn_func  # type: ignore[import-not-found]
+    except ImportError:
+        return {}
+    turned = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
+    return {"FA3": lambda: flash_attn_func(*turned, causal=causal)}
 
 
 def sdpa(backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
@@ -115,13 +126,23 @@ def bench(run: Callable[[], Any]) -> float:
     return float(triton.testing.do_bench(run, warmup=25, rep=120, return_mode="median"))
 
 
-def measure(name: str, length: int, head_dim: int) -> Row:
-    batch, heads = max(1, 16384 // length), HEADS[length]
+def inputs(length: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(batch, heads, length, head_dim, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    shape = (max(1, 16384 // length), HEADS[length] * 128 // head_dim, length, head_dim)
+    q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    return q, k, v
+
+
+def measure(name: str, length: int, head_dim: int, once: bool = False) -> Row:
+    """A case; with `once` it is only run."""
+    q, k, v = inputs(length, head_dim)
     mask = zoo.build(name, length, "cuda")
-    row = Row(name, length, batch, heads, head_dim, *kept_pairs(mask, length))
+    row = Row(name, length, q.shape[0], q.shape[1], head_dim, *((0, 0) if once else kept_pairs(mask, length)))
     runs = contestants(name, mask, row, q, k, v)
+    if once:
+        for run in runs.values():
+            run()
+        return row
     for _ in range(2):  # twice round, interleaved; the better of two medians
         for label, run in runs.items():
             try:
@@ -147,6 +168,12 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, default=128)
     given = options(parser, [8192, 32768], zoo.NAMES)
     cases = [(name, length) for length in given.lengths for name in given.masks]
+    if given.jobs:
+        compile_first("benchmarks.kernels", cases, given.jobs, "--head-dim", str(given.head_dim))
+    if given.compile_only:
+        for name, length in cases:
+            measure(name, length, given.head_dim, once=True)
+        return
     measured(cases, lambda name, length: measure(name, length, given.head_dim), show, given.json)
 
 

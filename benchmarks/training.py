@@ -18,14 +18,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from torch.nn.attention import SDPBackend
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import flexmask
 from benchmarks import masks as zoo
 from benchmarks.kernels import HEADS, bench, plain, sdpa
-from benchmarks.rows import measured, options, write
+from benchmarks.rows import compile_first, measured, options, write
 
+functorch_config.donated_buffer = False  # the rival's backward is timed again and again over one forward
 MIB = 1 << 20
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -83,12 +85,16 @@ def peak(run: Callable[..., torch.Tensor], given: Tensors, dout: torch.Tensor) -
     return (torch.cuda.max_memory_allocated() - before - sum(x.numel() * x.element_size() for x in found)) / MIB
 
 
-def measure(name: str, length: int, head_dim: int) -> Row:
+def measure(name: str, length: int, head_dim: int, once: bool = False) -> Row:
+    """A case; with `once` it is only run."""
     row, batch = Row(name, length), max(1, 16384 // length)
-    given = inputs(batch, HEADS[length], length, head_dim)
+    given = inputs(batch, HEADS[length] * 128 // head_dim, length, head_dim)
     dout = torch.randn_like(given[0])
     found, backward = {}, {}
     for label, run in contestants(name, length, row).items():
+        if once:
+            gradients(run, given, dout)
+            continue
         try:
             row.peak_mib[label] = peak(run, given, dout)
             found[label] = gradients(run, given, dout)
@@ -179,6 +185,12 @@ def main() -> None:
     parser.add_argument("--extras", action="store_true")
     given = options(parser, [8192, 32768], zoo.NAMES)
     cases = [(name, length) for length in given.lengths for name in given.masks]
+    if given.jobs:
+        compile_first("benchmarks.training", cases, given.jobs, "--head-dim", str(given.head_dim))
+    if given.compile_only:
+        for name, length in cases:
+            measure(name, length, given.head_dim, once=True)
+        return
     rows = measured(cases, lambda name, length: measure(name, length, given.head_dim), show, given.json)
     ratios = [row.ratio for row in rows if math.isfinite(row.ratio)]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else float("nan")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from .extras import NO_EXTRAS, Extras
 from .forward import Request, arch_of
 from .maps import find_device_maps, find_map, host_variant, interpreting
 from .recipes import captures_of
+from .replay import Ready
 from .store import Store, code_fingerprint
 from .table_buffers import FixedBuffers, FloatBuffers
 from .tile_map import TileMap
@@ -39,8 +39,7 @@ class Gradients(NamedTuple):
     sinks: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(NamedTuple):
     """What the forward pass leaves: its inputs [B, Hq, Q, D], [B | 1, Hkv, KV, D], [B | 1, Hkv, KV, Dv], out and lse."""
 
     q: torch.Tensor
@@ -71,18 +70,28 @@ def run_triton(
     extras: Extras = NO_EXTRAS, deterministic: bool = False,
 ) -> Gradients:  # fmt: skip
     """The same by generated kernels, on the tensors' GPU (or in Triton's interpreter)."""
-    tma = not interpreting() and launch.fits_tma(saved.q, saved.k, saved.v) and dout.is_contiguous()
+    if launch.is_elsewhere(saved.q.device):
+        with torch.cuda.device(saved.q.device):
+            return run_triton(store, request, saved, dout, dlse, scale, wanted, extras, deterministic)
+    tma = not interpreting() and launch.fits_tma(saved.q, saved.k, saved.v, dout)
     scatter = "" if not wanted else "fixed" if deterministic else "float"
     rows = _passes(store, request, saved.q, "dq", tma, scatter)
     # hashes beside two accumulators: tiles as large as without dropout would spill registers
     columns = _passes(store, request, saved.q, "dkdv", tma, heavy=extras.dropout is not None and arch_of(saved.q.device) >= 90)
-    peaks = _passes(store, request, saved.q, "dq", tma, "peak") if scatter == "fixed" else ()
-    buffers = _buffers(request, saved.q, scatter, rows)
+    peaks = _passes(store, request, saved.q, "dq", tma, "peak") if scatter == "fixed" else Ready(())
     captures = [launch.NO_CAPTURES if t is None else (t.tensors, t.scalars) for t in (request.mask, request.score)]
-    dq, dk, dv, sinks = run_passes(
-        rows, columns, saved.q, saved.k, saved.v, saved.out, saved.lse, dout, dlse, scale=scale, mask=captures[0], score=captures[1],
-        grads=buffers.grads, peaks=peaks, sinks=extras.sinks, dropout=extras.dropout,
-    )  # fmt: skip
+    buffers = _buffers(request, saved.q, scatter, rows.kernels)
+
+    def run() -> tuple[torch.Tensor | None, ...]:
+        return run_passes(
+            rows.kernels, columns.kernels, *saved, dout, dlse, scale=scale, mask=captures[0], score=captures[1],
+            grads=buffers.grads, peaks=peaks.kernels, sinks=extras.sinks, dropout=extras.dropout,
+        )  # fmt: skip
+
+    inputs = (*saved, dout, *([] if dlse is None else [dlse]), *extras.tensors)
+    # what the gradients of tables are added to is not made within `run`
+    found: Any = run() if scatter else columns.replayed((rows, scale, dlse is None, extras.kind, *captures[1][0]), inputs, run)
+    dq, dk, dv, sinks = found
     return Gradients(dq, dk, dv, buffers.result(wanted), sinks)
 
 
@@ -101,15 +110,15 @@ def _buffers(request: Request, q: torch.Tensor, scatter: str, rows: Sequence[Pas
 
 def _passes(
     store: Store, request: Request, q: torch.Tensor, part: str, tma: bool, scatter: str = "", heavy: bool = False
-) -> Sequence[Pass]:
+) -> Ready:
     """The kernels of a part with their maps; `heavy` ones hold more than their mods need."""
     key = ("backward", part, request.shapes, q.dtype, q.device, tma, scatter, heavy)
     make = partial(_find_passes, store, request, q, part, tma, scatter, heavy)
-    found: Sequence[Pass] = store.launches(key, (request.mask, request.score), make)
+    found: Ready = store.launches(key, (request.mask, request.score), make)
     return found
 
 
-def _find_passes(store: Store, request: Request, q: torch.Tensor, part: str, tma: bool, scatter: str, heavy: bool) -> Sequence[Pass]:
+def _find_passes(store: Store, request: Request, q: torch.Tensor, part: str, tma: bool, scatter: str, heavy: bool) -> Ready:
     s, axis = request.shapes, PARTS[part]
     facts = None if request.mask is None else store.facts(request.mask)[1]
     chosen = _variants(request, facts, q, axis)
@@ -128,7 +137,7 @@ def _find_passes(store: Store, request: Request, q: torch.Tensor, part: str, tma
         maps = [find_map(store, request.mask, request.extent(q.device), *wanted[0][1:], axis)[1]]
     else:
         maps = find_device_maps(store, request.mask, request.extent(q.device), wanted, axis).maps
-    return [(module, _given(tile_map)) for (_, module), tile_map in zip(kernels, maps, strict=True)]
+    return Ready([(module, _given(tile_map)) for (_, module), tile_map in zip(kernels, maps, strict=True)])
 
 
 def _variants(request: Request, facts: Facts | None, q: torch.Tensor, axis: str) -> tuple[Variant, ...]:

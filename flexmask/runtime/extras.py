@@ -35,6 +35,16 @@ class Extras:
         return 1 / (1 - self.threshold / PARTS)
 
     @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The sinks and the seed, where there are any."""
+        return tuple(x for x in (self.sinks, self.seed) if x is not None)
+
+    @property
+    def kind(self) -> tuple[bool, float, bool]:
+        """All but the tensors' values: which of them there are, the chance, and what is wanted."""
+        return self.sinks is not None, self.dropout_p, self.peaks
+
+    @property
     def dropout(self) -> tuple[torch.Tensor, int, float] | None:
         """(seed, threshold, factor) as the kernels take them; None where nothing is dropped."""
         if not self.dropout_p:

@@ -22,6 +22,7 @@ from .checks import Shapes
 from .extras import NO_EXTRAS, Extras
 from .maps import Extent, find_device_maps, find_map, host_variant, interpreting
 from .recipes import captures_of
+from .replay import Ready
 from .store import Store, code_fingerprint
 from .tile_map import TileMap
 from .variants import Variant, is_costly, reads_by_score, variants
@@ -74,20 +75,27 @@ def run_triton(
     store: Store, request: Request, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, extras: Extras = NO_EXTRAS
 ) -> Result:
     """The result on the tensors' GPU (or in Triton's interpreter) by a generated kernel, or by two of which a flag there chooses."""
+    if launch.is_elsewhere(q.device):
+        with torch.cuda.device(q.device):
+            return run_triton(store, request, q, k, v, scale, extras)
     tma = not interpreting() and launch.fits_tma(q, k, v)
 
-    def make() -> list[tuple[Any, launch.MapArguments]]:
+    def make() -> Ready:
         kernels = find_kernels(store, request, q.dtype, q.device, tma)
         maps = _maps(store, request, kernels, q.device)
-        return [(kernel.module, launch.map_arguments(kernel.module, made)) for kernel, made in zip(kernels, maps, strict=True)]
+        return Ready([(kernel.module, launch.map_arguments(kernel.module, made)) for kernel, made in zip(kernels, maps, strict=True)])
 
-    ready = store.launches(("forward", request.shapes, q.dtype, q.device, tma), (request.mask, request.score), make)
+    ready: Ready = store.launches(("forward", request.shapes, q.dtype, q.device, tma), (request.mask, request.score), make)
     mask, score = _captures(request.mask), _captures(request.score)
-    found: launch.Found | None = None
-    for module, given in ready:
-        found = launch.launch_forward(module, q, k, v, scale, given, mask, score, into=found, extras=extras)
-    assert found is not None
-    return Result(*found)
+
+    def run() -> tuple[torch.Tensor | None, ...]:
+        found: launch.Found | None = None
+        for module, given in ready.kernels:
+            found = launch.launch_forward(module, q, k, v, scale, given, mask, score, into=found, extras=extras)
+        assert found is not None
+        return found
+
+    return Result(*ready.replayed((scale, extras.kind, *score[0]), (q, k, v, *extras.tensors), run))
 
 
 def _maps(store: Store, request: Request, kernels: Sequence[Kernel], device: torch.device) -> Sequence[TileMap | None]:

@@ -16,6 +16,7 @@ import torch
 from ..errors import BackendError
 from .extras import NO_EXTRAS, Extras
 from .prepared import Prepared
+from .replay import Watched
 
 Captures = tuple[Sequence[torch.Tensor], Sequence[int | float]]
 NO_CAPTURES: Captures = ((), ())
@@ -23,6 +24,8 @@ NO_CAPTURES: Captures = ((), ())
 MapArguments = Mapping[str, torch.Tensor]
 NO_MAP: MapArguments = {}
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+# the functions that attention is started by, as the templates name them
+KERNELS = {"attention_forward", "attention_backward_q", "attention_backward_kv", "row_terms_kernel"}
 
 
 def load(path: str | Path) -> ModuleType:
@@ -46,18 +49,25 @@ def load(path: str | Path) -> ModuleType:
     except ImportError as error:
         sys.modules.pop(name, None)
         raise BackendError(f"GPU kernels need triton ({error}). Install flexmask[gpu], or use backend='cpu'.") from error
+    for kernel in KERNELS & vars(module).keys():
+        setattr(module, kernel, Watched(getattr(module, kernel)))
     return module
 
 
-def fits_tma(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+def is_elsewhere(device: torch.device) -> bool:
+    """Whether `device` is a GPU other than the one that launches go to."""
+    return device.type == "cuda" and device.index != torch.cuda.current_device()
+
+
+def fits_tma(*tensors: torch.Tensor) -> bool:
     """Whether a plan with "tma" loads can take these tensors: base addresses and strides are multiples of 16 bytes."""
-    return all(x.numel() > 0 and _describable(x) for x in (q, k, v))
+    return all(x.data_ptr() % 16 == 0 and _describable(x.shape, x.stride(), x.element_size()) for x in tensors)
 
 
-def _describable(x: torch.Tensor) -> bool:
-    size = x.element_size()
-    strides = [stride for stride, length in zip(x.stride()[:3], x.shape[:3], strict=True) if length > 1]
-    return x.data_ptr() % 16 == 0 and x.stride(3) == 1 and all(s > 0 and s * size % 16 == 0 for s in strides)
+@lru_cache(maxsize=1024)
+def _describable(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> bool:
+    apart = [stride for stride, length in zip(strides[:3], shape[:3], strict=True) if length > 1]
+    return 0 not in shape and strides[3] == 1 and all(s > 0 and s * size % 16 == 0 for s in apart)
 
 
 def launch_forward(

@@ -78,7 +78,7 @@ def test_the_same_bits_at_every_run_and_near_float_sums(case, mask, dim):
     for fixed, floats in zip(first, run(False), strict=True):
         scale = floats.double().abs().max().clamp(min=1e-6)
         assert fixed.isfinite().all()
-        assert ((fixed.double() - floats.double()).abs().max() / scale).item() < 2e-3
+        assert ((fixed.double() - floats.double()).abs().max() / scale).item() < 2**-8  # a bit of bfloat16
 
 
 def test_sums_of_floats_are_not_the_same_at_every_run():

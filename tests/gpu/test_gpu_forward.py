@@ -117,7 +117,7 @@ def test_new_lengths_and_windows_use_the_same_kernel():
     for n, w in ((201, 31), (512, 16), (1, 1), (64, 1000)):
         attn(n, w)
     assert flexmask.cache_info()["builds"] == before["builds"]
-    kernels = [x[0] for x in default_store()._kernels.values() if isinstance(x, list)]
+    kernels = [x[0] for x in default_store()._kernels.values() if isinstance(x, list) and hasattr(x[0], "plan")]
     (kernel,) = [x for x in kernels if x.plan.map_form == "range" and x.plan.dtype == "bfloat16"][:1]
     caches = kernel.module.attention_forward.device_caches
     assert all(len(cache[0]) <= 2 for cache in caches.values()), "Triton compiled anew for a length"

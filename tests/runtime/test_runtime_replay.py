@@ -1,0 +1,121 @@
+"""A call that only takes memory and starts kernels is repeated from its recording; any other is run again."""
+
+import pytest
+import torch
+from flexmask.runtime.replay import MOST_REPLAYS, Ready, Recording, Watched
+
+
+class Doubling:
+    """Stands in for a Triton function and what it compiles to: out = 2 * x * (table or 1), by address."""
+
+    params = ()
+
+    def __init__(self):
+        self.started, self.memory = [], {}
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.compiled(grid, args)
+
+    def compiled(self, grid, args):
+        self.started.append((grid, args))
+        return Compiled(self)
+
+
+class Compiled:
+    def __init__(self, function):
+        self.function = function
+
+    def __getitem__(self, grid):
+        return lambda *args: self.function.started.append((grid, args))
+
+
+class Descriptor:
+    """As TMA descriptors are: a tensor and how to cut it."""
+
+    def __init__(self, base, block_shape):
+        assert block_shape, "checked at a price"
+        self.base, self.block_shape = base, block_shape
+
+
+@pytest.fixture
+def kernel():
+    return Watched(Doubling())
+
+
+def call(kernel, x, table, describe=False):
+    out = torch.empty_like(x)
+    kernel[(3,)](Descriptor(x, [16]) if describe else x, out, table, 7, (table, 5), None)
+    return (out, None)
+
+
+def recorded(kernel, x, table, **options):
+    with Recording() as recording:
+        results = call(kernel, x, table, **options)
+    return recording.replay((x,), results)
+
+
+def test_a_replay_starts_the_same_kernel_for_other_tensors(kernel):
+    table, x = torch.ones(4), torch.randn(2, 8)
+    replay = recorded(kernel, x, table)
+    y = torch.randn(2, 8)
+    out, nothing = replay.run(y)
+    assert (out.shape, out.stride(), out.dtype, nothing) == (x.shape, x.stride(), x.dtype, None)
+    grid, arguments = kernel.function.started[-1]
+    constant = table.data_ptr()
+    assert (grid, arguments) == ((3, 1, 1), (y.data_ptr(), out.data_ptr(), constant, 7, (constant, 5), None))
+
+
+def test_descriptors_are_made_anew_with_the_tensor(kernel):
+    replay = recorded(kernel, torch.randn(2, 8), torch.ones(4), describe=True)
+    y = torch.randn(2, 8)
+    replay.run(y)
+    described = kernel.function.started[-1][1][0]
+    assert isinstance(described, Descriptor) and described.base is y and described.block_shape == [16]
+
+
+def test_memory_that_was_zeroed_is_zeroed_again(kernel):
+    with Recording() as recording:
+        total = torch.zeros(4, 4)
+        kernel[(1,)](total)
+    replay = recording.replay((), (total,))
+    (found,) = replay.run()
+    assert found is not total and (found == 0).all()
+
+
+def test_what_torch_computes_is_not_repeated(kernel):
+    x = torch.randn(2, 8)
+    with Recording() as recording:
+        results = call(kernel, x.t().contiguous(), torch.ones(4))
+    assert recording.replay((x,), results) is None
+
+
+def test_one_tensor_twice_says_nothing_of_two(kernel):
+    x = torch.randn(2, 8)
+    with Recording() as recording:
+        results = call(kernel, x, torch.ones(4))
+    assert recording.replay((x, x), results) is None
+
+
+def test_a_result_must_be_memory_that_the_call_took(kernel):
+    x = torch.randn(2, 8)
+    with Recording() as recording:
+        call(kernel, x, torch.ones(4))
+    assert recording.replay((x,), (x,)) is None
+    assert recording.replay((x,), (torch.randn(2),)) is None
+
+
+def test_addresses_that_no_kernel_was_compiled_for(kernel):
+    x, odd = torch.randn(2, 8), torch.randn(17)[1:].view(2, 8)
+    assert recorded(kernel, odd, torch.ones(4)) is None
+    assert recorded(kernel, x, torch.ones(4)).run(odd) is None
+
+
+def test_nothing_is_recorded_where_no_gpu_is():
+    ready, x, runs = Ready(()), torch.randn(2, 8), []
+    for _ in range(MOST_REPLAYS + 2):
+        assert ready.replayed((1.0,), (x,), lambda: runs.append(0) or (x,)) == (x,)
+    assert len(runs) == MOST_REPLAYS + 2
+
+
+def test_a_watched_function_is_the_function_otherwise(kernel):
+    assert kernel.memory == {} and kernel.params == ()
