@@ -23,9 +23,10 @@ from flexmask.analysis import Facts, derive
 from flexmask.frontend import Traced, trace
 from flexmask.ir import simplify
 from flexmask.runtime.checks import Shapes
-from flexmask.runtime.forward import Request, plan_kernel, write_kernel
+from flexmask.runtime.choice import Target, choose
+from flexmask.runtime.forward import write_kernel
+from flexmask.runtime.request import Request
 from flexmask.runtime.store import default_store, signs
-from flexmask.runtime.variants import variants
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -70,8 +71,7 @@ def compile_cost() -> None:
 
 def _write(traced: Traced) -> str:
     store, request = default_store(), Request(traced, None, Shapes(2, 4, 4, 256, 256, 128, 128))
-    chosen = variants(store.facts(traced)[1], traced.promised)
-    return "\n".join(write_kernel(store, request, plan_kernel(store, request, variant, torch.bfloat16, 90, True)) for variant in chosen)
+    return "\n".join(write_kernel(store, request, choice.plan) for choice in choose(store, request, Target(torch.bfloat16, 90, True)))
 
 
 def _derive_afresh(traced: Traced) -> Facts:

@@ -20,8 +20,8 @@ from .runtime import forward, ops
 from .runtime.checks import Shapes, as_autocast, check_inputs, check_request, check_scale, make_extras
 from .runtime.differentiable import Call, attend
 from .runtime.extras import Extras
-from .runtime.forward import Result
 from .runtime.maps import interpreting, refill_maps
+from .runtime.request import Request, Result
 from .runtime.store import default_store
 
 BACKENDS = ("cpu", "triton", "reference")
@@ -156,7 +156,7 @@ class Attention:
         shapes = check_inputs(q, k, v, self.enable_gqa)
         return "\n".join(self._explain((q, k, v), self._request(q, shapes), self._choose(q.device)[0]))
 
-    def _explain(self, tensors: tuple[torch.Tensor, ...], request: forward.Request, backend: str) -> list[str]:
+    def _explain(self, tensors: tuple[torch.Tensor, ...], request: Request, backend: str) -> list[str]:
         lines = [] if request.mask is None else explain_mask(request.mask, default_store().facts(request.mask)[1])
         lines += [] if request.score is None else explain_score(request.score)
         lines.append(f"path {backend}: {self._choose(tensors[0].device)[1]}")
@@ -166,7 +166,7 @@ class Attention:
             lines += [f"  {line}" for line in choices]
         return lines
 
-    def _debug_text(self, tensors: tuple[torch.Tensor, ...], request: forward.Request, backend: str) -> str:
+    def _debug_text(self, tensors: tuple[torch.Tensor, ...], request: Request, backend: str) -> str:
         """What FLEXMASK_DEBUG asks for: 1 the path, 2 also facts and map, 3 also the expressions as traced, 4 also the kernel's file."""
         lines = [f"flexmask: path {backend}: {self._choose(tensors[0].device)[1]}"]
         if self._debug >= 2:
@@ -191,12 +191,12 @@ class Attention:
             raise BackendError('backend="triton" takes CUDA tensors, or TRITON_INTERPRET=1 in the environment for tests; these are on cpu.')
         return self.backend, "asked for"
 
-    def _traces(self, shapes: Shapes) -> forward.Request:
+    def _traces(self, shapes: Shapes) -> Request:
         mask = None if self.mask is None else self.mask.traced()
         score = None if self.score is None else self.score.traced()
-        return forward.Request(mask, score, shapes)
+        return Request(mask, score, shapes)
 
-    def _request(self, q: torch.Tensor, shapes: Shapes) -> forward.Request:
+    def _request(self, q: torch.Tensor, shapes: Shapes) -> Request:
         request = self._traces(shapes)
         if self._checked != (request.mask, request.score, shapes, q.device):  # traces compare by identity
             check_request((request.mask, request.score), shapes, q.device)

@@ -84,6 +84,8 @@ def _by_predicate(
     made = TileMap(*lengths, grid.block_q, grid.block_kv, recipe.axis, broken=flag, **_room(lines, device, room))
     if recipe.bits is not None:
         made = replace(made, broken=flags, **_room_for_bits(made))
+    if recipe.crossing is not None:
+        made = replace(made, crossing=_room_for_crossing(recipe, grid, device))
     step = max(1, min(lines.rows, MOST_STATES // max(1, grid.batch * grid.heads * lines.columns)))
     packed = launch.packed(captured)
 
@@ -101,8 +103,18 @@ def _by_predicate(
         if recipe.bits is not None:
             slots = torch.zeros(slots_for(MOST_PATTERNS), dtype=torch.int64, device=device)
             launch.find_bits(recipe.bits, made, slots, packed)
+        if made.crossing is not None:
+            recipe.crossing.survey(packed, *lengths, *lead, starts=made.crossing.starts, stops=made.crossing.ends)
 
     return made, fill if asked is None else _zeroed(asked, fill)
+
+
+def _room_for_crossing(recipe: ByPredicate, grid: Grid, device: torch.device) -> Intervals:
+    """Memory for an interval of each line of the other axis."""
+    other = "column" if recipe.axis == "row" else "row"
+    lines = grid.along(other)
+    starts, ends = _empty(device, 2, grid.batch, grid.heads, lines.q_len, 1).unbind()
+    return Intervals(starts, ends, lines.kv_len, other)
 
 
 def _room_for_bits(made: TileMap) -> dict[str, Any]:
@@ -147,6 +159,7 @@ def _clear(made: TileMap) -> None:
     for table in (made.ranges, made.counts, made.offsets, made.broken):
         if table is not None:
             table.zero_()
-    if made.intervals is not None:
-        made.intervals.starts.zero_()
-        made.intervals.ends.zero_()
+    for intervals in (made.intervals, made.crossing):
+        if intervals is not None:
+            intervals.starts.zero_()
+            intervals.ends.zero_()

@@ -13,7 +13,7 @@ from ..ir import simplify
 from ..lowering import gradient_tables
 from . import backward, forward
 from .extras import NO_EXTRAS, Extras
-from .forward import Request, Result
+from .request import Request, Result
 from .store import Store
 
 

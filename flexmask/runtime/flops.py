@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_fl
 
 from ..errors import NotInterval
 from ..frontend import Traced
-from .forward import Request
 from .maps import find_intervals, find_map
 from .ops import Captures, request_of
+from .request import Request
 from .store import default_store
 
 BLOCK = 128

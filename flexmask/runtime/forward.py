@@ -5,52 +5,29 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from ..analysis import Facts, Form
+from ..analysis import Form
 from ..frontend import Traced
-from ..ir import KV_LEN, const, show, simplify
-from ..lowering import KernelPlan, emit_function, emit_row_bounds, plan_forward
+from ..ir import show, simplify
+from ..lowering import HopperPlan, KernelPlan, emit_function, emit_row_bounds
 from ..templates.assemble import assemble
+from ..templates.assemble_hopper import assemble_hopper
 from . import cpu, launch
-from .checks import Shapes
+from .choice import DROPOUT, FREE, Choice, Target, arch_of, choose, look_at
 from .extras import NO_EXTRAS, Extras
-from .maps import Extent, find_device_maps, find_map, host_variant, interpreting
+from .maps import find_device_maps, find_map, interpreting
 from .recipes import captures_of
-from .replay import Ready
+from .replay import Replays
+from .request import Request, Result
 from .store import Store, code_fingerprint
 from .tile_map import TileMap
-from .variants import Variant, is_costly, reads_by_score, variants
 
-
-class Result(NamedTuple):
-    """out [B, Hq, Q, Dv] in q's dtype, lse [B, Hq, Q], natural; where asked for, the greatest score of each row, [B, Hq, Q]."""
-
-    out: torch.Tensor
-    lse: torch.Tensor
-    peaks: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one call asks for: the traced mods and the sizes."""
-
-    mask: Traced | None
-    score: Traced | None
-    shapes: Shapes
-
-    @property
-    def score_tensors(self) -> tuple[torch.Tensor, ...]:
-        return () if self.score is None else self.score.tensors
-
-    def extent(self, device: torch.device) -> Extent:
-        s = self.shapes
-        return Extent(s.q_len, s.kv_len, s.batch, s.heads, device)
+Plan = KernelPlan | HopperPlan
 
 
 def run_cpu(
@@ -64,11 +41,18 @@ def run_cpu(
 
 @dataclass(frozen=True)
 class Kernel:
-    """A loaded kernel, the plan it was made from, and the variant of the mask that it is for."""
+    """A kernel that was chosen, loaded."""
 
-    plan: KernelPlan
-    variant: Variant
+    choice: Choice
     module: Any
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """Loaded kernels with their maps, and how calls of them are repeated."""
+
+    kernels: Sequence[tuple[Any, launch.MapArguments]]
+    replays: Replays = field(default_factory=Replays)
 
 
 def run_triton(
@@ -79,101 +63,56 @@ def run_triton(
         with torch.cuda.device(q.device):
             return run_triton(store, request, q, k, v, scale, extras)
     tma = not interpreting() and launch.fits_tma(q, k, v)
+    target = Target(q.dtype, arch_of(q.device), tma, DROPOUT if extras.dropout_p else FREE)
 
-    def make() -> Ready:
-        kernels = find_kernels(store, request, q.dtype, q.device, tma)
-        maps = _maps(store, request, kernels, q.device)
-        return Ready([(kernel.module, launch.map_arguments(kernel.module, made)) for kernel, made in zip(kernels, maps, strict=True)])
+    def make() -> _Ready:
+        kernels = find_kernels(store, request, target, q.device)
+        maps = _maps(store, request, [kernel.choice for kernel in kernels], q.device)
+        return _Ready([(kernel.module, launch.map_arguments(kernel.module, made)) for kernel, made in zip(kernels, maps, strict=True)])
 
-    ready: Ready = store.launches(("forward", request.shapes, q.dtype, q.device, tma), (request.mask, request.score), make)
-    mask, score = _captures(request.mask), _captures(request.score)
+    ready: _Ready = store.launches(("forward", request.shapes, target, q.device), (request.mask, request.score), make)
+    mask, score, queue = _captures(request.mask), _captures(request.score), launch.queue_of(q.device)
 
     def run() -> tuple[torch.Tensor | None, ...]:
         found: launch.Found | None = None
         for module, given in ready.kernels:
-            found = launch.launch_forward(module, q, k, v, scale, given, mask, score, into=found, extras=extras)
+            found = launch.launch_forward(module, q, k, v, scale, given, mask, score, into=found, extras=extras, queue=queue)
         assert found is not None
         return found
 
-    return Result(*ready.replayed((scale, extras.kind, *score[0]), (q, k, v, *extras.tensors), run))
+    return Result(*ready.replays.run((scale, extras.kind, queue, *score[0]), (q, k, v, *extras.tensors), run))
 
 
-def _maps(store: Store, request: Request, kernels: Sequence[Kernel], device: torch.device) -> Sequence[TileMap | None]:
+def _maps(store: Store, request: Request, chosen: Sequence[Choice], device: torch.device) -> Sequence[TileMap | None]:
     """The tile map of each kernel."""
-    if request.mask is None or kernels[0].plan.map_form == "none":
+    if request.mask is None or chosen[0].plan.map_form == "none":
         return (None,)
-    extent, first = request.extent(device), kernels[0].plan
+    extent, first = request.extent(device), chosen[0].plan
     if device.type == "cpu":
         return (find_map(store, request.mask, extent, first.block_q, first.block_kv)[1],)
-    wanted = tuple([(kernel.variant, kernel.plan.block_q, kernel.plan.block_kv) for kernel in kernels])
+    wanted = tuple([(choice.variant, choice.plan.block_q, choice.plan.block_kv) for choice in chosen])
     return find_device_maps(store, request.mask, extent, wanted).maps
 
 
-def find_kernels(store: Store, request: Request, dtype: torch.dtype, device: torch.device, tma: bool) -> Sequence[Kernel]:
+def find_kernels(store: Store, request: Request, target: Target, device: torch.device) -> Sequence[Kernel]:
     """The kernels for the request's structure and head dims, planned, written and loaded at most once."""
-    s, arch = request.shapes, arch_of(device)
+    s = request.shapes
     structure = tuple(None if t is None else store.key_of(t) for t in (request.mask, request.score))
-    # on a GPU the structure alone decides; looking at values, as on the CPU, may change the choice from call to call
-    looked_at = find_variants(store, request, device) if device.type == "cpu" else ()
+    looked_at = look_at(store, request, device) if device.type == "cpu" else ()
 
     def make() -> Sequence[Kernel]:
-        chosen = looked_at or find_variants(store, request, device)
-        plans = [plan_kernel(store, request, variant, dtype, arch, tma) for variant in chosen]
-        paths = [_file(store, request, plan) for plan in plans]
-        return [Kernel(plan, variant, launch.load(path)) for plan, variant, path in zip(plans, chosen, paths, strict=True)]
+        chosen = choose(store, request, target, looked_at)
+        return [Kernel(choice, launch.load(_file(store, request, choice.plan))) for choice in chosen]
 
-    found: Sequence[Kernel] = store.kernel((*structure, s.head_dim, s.v_head_dim, dtype, arch, tma, looked_at), make)
+    found: Sequence[Kernel] = store.kernel((*structure, s.head_dim, s.v_head_dim, target, looked_at), make)
     return found
 
 
-def find_variants(store: Store, request: Request, device: torch.device) -> tuple[Variant, ...]:
-    """The variants of the mask that its kernels are for: one where values may be looked at."""
-    if request.mask is None:
-        return variants(None)
-    facts = store.facts(request.mask)[1]
-    if device.type == "cpu":
-        return (host_variant(request.mask, facts, request.extent(device)),)
-    return variants(facts, request.mask.promised)
-
-
-def _file(store: Store, request: Request, plan: KernelPlan) -> Path:
+def _file(store: Store, request: Request, plan: Plan) -> Path:
     return store.kernel_file(kernel_key(store, request, plan), lambda: write_kernel(store, request, plan))
 
 
-@lru_cache(maxsize=64)
-def arch_of(device: torch.device) -> int:
-    """Compute capability as one number, 90 for 9.0; machines without a GPU plan for 90."""
-    if device.type != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def plan_kernel(store: Store, request: Request, variant: Variant, dtype: torch.dtype, arch: int, tma: bool) -> KernelPlan:
-    """The plan for a variant of the request's mask: sizes that suit its kind and fit the GPU.
-
-    `tma` says whether the tensors allow TMA loads, which are used where the GPU has them.
-    """
-    facts = None if request.mask is None else store.facts(request.mask)[1]
-    s, evaluated = request.shapes, variant.map_form == "list" and not variant.pieces and not variant.bits
-    mods = [facts.predicate] * evaluated if facts is not None else []
-    mods += [] if request.score is None else [request.score.expr]
-    return plan_forward(
-        s.head_dim, s.v_head_dim, dtype=str(dtype).removeprefix("torch."), arch=arch, map_form=variant.map_form, pieces=variant.pieces,
-        bits=variant.bits, starts=variant.starts, runs=variant.runs, score=request.score is not None,
-        loads="tma" if tma and arch >= 90 else "pointer", narrow=facts is not None and is_narrow(facts),
-        heavy=is_costly(*mods) or reads_by_score(*mods), pipelined=not reads_by_score(*mods),
-    )  # fmt: skip
-
-
-def is_narrow(facts: Facts) -> bool:
-    """Whether rows keep stretches cut at both ends (a window, a document) rather than everything before or after some key."""
-    if not isinstance(facts.rows, Form):
-        return False
-    return not any(p.start is const(0) or p.stop is KV_LEN for p in facts.rows.pieces) or len(facts.rows.pieces) > 1
-
-
-def kernel_key(store: Store, request: Request, plan: KernelPlan) -> str:
+def kernel_key(store: Store, request: Request, plan: Plan) -> str:
     """sha256 of the plan, the mods' structures and names (both are in the text), and the code that writes it."""
     parts = [plan.to_json(), code_fingerprint()]
     for traced in (request.mask, request.score):
@@ -182,7 +121,7 @@ def kernel_key(store: Store, request: Request, plan: KernelPlan) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def write_kernel(store: Store, request: Request, plan: KernelPlan) -> str:
+def write_kernel(store: Store, request: Request, plan: Plan) -> str:
     """The kernel's source: one readable file that runs without flexmask."""
     header, mask, bounds, score = [], None, None, None
     if request.mask is not None:
@@ -196,6 +135,8 @@ def write_kernel(store: Store, request: Request, plan: KernelPlan) -> str:
         expr = simplify(request.score.expr)
         header += _header(request.score, show(expr, request.score.names()))
         score = emit_function("score_mod", expr, captures_of(request.score), "score")
+    if isinstance(plan, HopperPlan):
+        return assemble_hopper(plan, score, header)
     return assemble(plan, mask, score, header, bounds)
 
 
@@ -213,9 +154,7 @@ def kernel_paths(store: Store, request: Request, dtype: torch.dtype) -> list[Pat
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == torch.float64:  # the CPU's own type: a kernel would take the next smaller one
         dtype = torch.float32
-    facts = None if request.mask is None else store.facts(request.mask)[1]
-    chosen = variants(facts, frozenset() if request.mask is None else request.mask.promised)
-    return [_file(store, request, plan_kernel(store, request, variant, dtype, arch_of(device), True)) for variant in chosen]
+    return [_file(store, request, choice.plan) for choice in choose(store, request, Target(dtype, arch_of(device), True))]
 
 
 def describe(store: Store, request: Request, tensors: tuple[torch.Tensor, ...], backend: str) -> tuple[TileMap | None, list[str]]:
@@ -224,11 +163,13 @@ def describe(store: Store, request: Request, tensors: tuple[torch.Tensor, ...], 
         return _cpu_map(store, request), ["kernel          torch matrix products over the kept tiles"]
     q, k, v = tensors
     lines, tile_map = [], None
-    for variant in find_variants(store, request, q.device):
-        plan = plan_kernel(store, request, variant, q.dtype, arch_of(q.device), launch.fits_tma(q, k, v))
-        lines += [f"kernel          {plan}", f"masking         {_named(variant.why, request.mask)}"]
-        if request.mask is not None and plan.map_form != "none" and tile_map is None:
-            tile_map = find_map(store, request.mask, request.extent(q.device), plan.block_q, plan.block_kv)[1]
+    looked_at = look_at(store, request, q.device) if q.device.type == "cpu" else ()
+    for choice in choose(store, request, Target(q.dtype, arch_of(q.device), launch.fits_tma(q, k, v)), looked_at):
+        lines += [f"kernel          {choice.plan}"]
+        lines += [f"template        plain Triton rather than Hopper's: {choice.passed_over}"] * bool(choice.passed_over)
+        lines += [f"masking         {_named(choice.variant.why, request.mask)}"]
+        if request.mask is not None and choice.plan.map_form != "none" and tile_map is None:
+            tile_map = find_map(store, request.mask, request.extent(q.device), choice.plan.block_q, choice.plan.block_kv)[1]
     return tile_map, lines
 
 

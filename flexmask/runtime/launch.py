@@ -25,7 +25,7 @@ MapArguments = Mapping[str, torch.Tensor]
 NO_MAP: MapArguments = {}
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 # the functions that attention is started by, as the templates name them
-KERNELS = {"attention_forward", "attention_backward_q", "attention_backward_kv", "row_terms_kernel"}
+KERNELS = {"attention_forward", "attention_backward", "attention_backward_q", "attention_backward_kv", "row_terms_kernel", "gather_queries"}
 
 
 def load(path: str | Path) -> ModuleType:
@@ -70,6 +70,19 @@ def _describable(shape: tuple[int, ...], strides: tuple[int, ...], size: int) ->
     return 0 not in shape and strides[3] == 1 and all(s > 0 and s * size % 16 == 0 for s in apart)
 
 
+def queue_of(device: torch.device) -> torch.Tensor | None:
+    """int32 [1], 0 between launches, for kernels that take tiles from a queue. Launches that may overlap must not share one, so each stream
+    has its own; while a graph is captured there is none, as that may be replayed on any stream: the launch then brings one."""
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return None
+    return _queue(device, torch._C._cuda_getCurrentRawStream(device.index))
+
+
+@lru_cache(maxsize=256)
+def _queue(device: torch.device, stream: int) -> torch.Tensor:
+    return torch.zeros(1, dtype=torch.int32, device=device)
+
+
 def launch_forward(
     module: Any,
     q: torch.Tensor,
@@ -81,17 +94,20 @@ def launch_forward(
     score: Captures = NO_CAPTURES,
     into: Found | None = None,
     extras: Extras = NO_EXTRAS,
+    queue: torch.Tensor | None = None,
 ) -> Found:
     """Run a loaded kernel: (out [B, Hq, Q, Dv] in q's dtype, lse float32 [B, Hq, Q], natural logarithm, and if `extras` wants them the
     greatest scores of the rows, like lse, else None).
 
     `tile_map` is what `map_arguments` says of a TileMap for the plan's block sizes on q's device. `mask` and `score` are the
     captured (tensors, scalars) in the order of the expressions the kernel was emitted from. Of two kernels that take turns the
-    second is given the first one's results as `into`. Raises BackendError where the kernel does not fit the GPU: `lowering.shrink`
-    gives a smaller plan.
+    second is given the first one's results as `into`. `queue` is what `queue_of` says. Raises BackendError where the kernel does not
+    fit the GPU: `lowering.shrink` gives a smaller plan.
     """
     peaks = into[2] if into else torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if extras.peaks else None
     more = {"into": into and into[:2], "sinks": extras.sinks, "dropout": extras.dropout, "peaks": peaks}
+    if queue is not None and hasattr(module, "SCHEDULE"):
+        more["queue"] = queue
     try:
         out, lse = module.forward(q, k, v, scale, module.pack(*mask), module.pack(*score), **tile_map, **more)
     except Exception as error:
@@ -109,6 +125,10 @@ def map_arguments(module: Any, tile_map: Any) -> MapArguments:
     given = {name: getattr(tile_map, name) for name in names if getattr(tile_map, name) is not None}
     if module.PIECES.value:
         given["row_starts"], given["row_stops"] = _bounds(tile_map, module.PIECES.value)
+    if tile_map.crossing is not None:
+        given["column_starts"], given["column_stops"] = tile_map.crossing.starts, tile_map.crossing.ends
+    if hasattr(module, "SCHEDULE"):
+        given["order"] = tile_map.work_order()
     return given
 
 

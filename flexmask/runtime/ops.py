@@ -20,7 +20,7 @@ from .backward import Saved
 from .checks import check_inputs, check_request
 from .differentiable import Call
 from .extras import Extras
-from .forward import Request, Result
+from .request import Request, Result
 from .store import default_store
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -43,7 +44,7 @@ class ByIntervals:
 @dataclass(frozen=True)
 class ByPredicate:
     """Maps by bounds (`hulls` of them), box test and evaluation; `flags` on the device (0: none, or those of a partner). With `bits`,
-    also the bits of PARTIAL tiles."""
+    also the bits of PARTIAL tiles; with `crossing`, a survey of the other axis, also the interval of each line there."""
 
     axis: str
     hulls: int
@@ -52,6 +53,7 @@ class ByPredicate:
     survey: Any
     tiles: Any
     bits: Any = None
+    crossing: Any = None
 
     def summaries(self, grid: Grid, device: torch.device) -> tuple[torch.Tensor, ...]:
         """Memory for the least and greatest value of each term in each block, in the order of the terms."""
@@ -92,7 +94,7 @@ def find_recipes(store: Store, traced: Traced, facts: Facts, wanted: Sequence[Wa
 
     def make() -> tuple[Recipe, ...]:
         cook = _Cook(store, traced, facts, axis)
-        return tuple(cook.by_intervals(w, wanted) if w[0].pieces else cook.by_predicate(w, wanted) for w in wanted)
+        return tuple(cook.by_intervals(w, wanted) if w[0].pieces and not w[0].crossed else cook.by_predicate(w, wanted) for w in wanted)
 
     found: tuple[Recipe, ...] = store.kernel((store.key_of(traced), "maps", axis, tuple(wanted)), make)
     return found
@@ -139,8 +141,19 @@ class _Cook:
         survey = self._module(f"bounds {tables}", wanted, write) if surveyed else None
         tiles = self._module("tiles", wanted, lambda: self._tiles_text(box, bounds, block_q, block_kv))
         bits = self._module("bits", wanted, lambda: self._bits_text(block_q, block_kv)) if variant.bits else None
+        crossing = self._crossing(wanted) if variant.crossed else None
         flags = 1 + len(self.traced.tensors) if tables or variant.bits else 0
-        return ByPredicate(self.axis, len(bounds), flags, _terms(box), survey, tiles, bits)
+        return ByPredicate(self.axis, len(bounds), flags, _terms(box), survey, tiles, bits, crossing)
+
+    def _crossing(self, wanted: Wanted) -> Any:
+        """The survey that gives the interval of each line of the other axis."""
+        _, block_q, block_kv = wanted
+        other = replace(self, axis="column" if self.axis == "row" else "row")
+        text = partial(
+            assemble_survey, axis=other.axis, block_q=block_q, block_kv=block_kv, form=other._form(), ranges=False, bounds=(), box=None,
+            captures=captures_of(self.traced), tables=(), header=self._header("survey"),
+        )  # fmt: skip
+        return other._module("survey crossing ()", wanted, text)
 
     def _tiles_text(self, box: BoxTest, bounds: Sequence[Form], block_q: int, block_kv: int) -> str:
         captures = captures_of(self.traced)

@@ -109,26 +109,25 @@ MOST_REPLAYS = 16
 Run = Callable[..., tuple[torch.Tensor | None, ...]]
 
 
-class Ready:
-    """Loaded kernels with their maps, and how to repeat calls of them by the layout of what a call brings."""
+class Replays:
+    """How to repeat calls of the same kernels with the same maps, by the layout of what a call brings."""
 
-    def __init__(self, kernels: Sequence[Any]):
-        self.kernels = kernels
-        self._replays: dict[tuple[Any, ...], Replay | None] = {}
+    def __init__(self) -> None:
+        self.kept: dict[tuple[Any, ...], Replay | None] = {}
 
-    def replayed(self, given: Sequence[Any], inputs: Sequence[torch.Tensor], run: Run) -> tuple[Any, ...]:
-        """`run()`, or its repetition for `inputs`. `given` is what else it depends on: tensors, by their address, and what can be hashed."""
+    def run(self, given: Sequence[Any], inputs: Sequence[torch.Tensor], run: Run) -> tuple[Any, ...]:
+        """`run()`, or its repetition for `inputs`. `given` is what else it depends on: tensors (by address) and what can be hashed."""
         known = tuple([x.data_ptr() if isinstance(x, torch.Tensor) else x for x in given])
         key = (known, *[(x.shape, x.stride(), x.dtype) for x in inputs])
-        replay = self._replays.get(key)
+        replay = self.kept.get(key)
         found = None if replay is None else replay.run(*inputs)
         if found is not None:
             return found
-        if key in self._replays or len(self._replays) >= MOST_REPLAYS or inputs[0].device.type != "cuda":
+        if key in self.kept or len(self.kept) >= MOST_REPLAYS or inputs[0].device.type != "cuda":
             return run()
         with Recording() as recording:
             results = run()
-        self._replays[key] = recording.replay(inputs, results)
+        self.kept[key] = recording.replay(inputs, results)
         return results
 
 

@@ -29,10 +29,10 @@ class TileMap:
       where in `index` each begin. With `share` (maps made on a GPU, where the host does not know their size) each line has room for
       so many; one that keeps more is listed as PARTIAL throughout.
 
-    `intervals` decide the places of PARTIAL tiles; or their bits: `patterns` int32 as long as `index` numbers them, `words` int32
-    [*, block_q, ceil(block_kv / 32)] holds them; without either the predicate must be evaluated there. `broken` int32 [*], if given, is
-    a flag on the device: a map with intervals or bits holds where broken[0] is 0, its partner without them where it is not. A tile is
-    FULL if all its places within the lengths are kept.
+    `intervals` decide the places of PARTIAL tiles; or `crossing`, those of the lines of the other axis; or their bits: `patterns` int32
+    as long as `index` numbers them, `words` int32 [*, block_q, ceil(block_kv / 32)] holds them; without any the predicate must be
+    evaluated there. `broken` int32 [*], if given, is a flag on the device: a map with intervals or bits holds where broken[0] is 0, its
+    partner without them where it is not. A tile is FULL if all its places within the lengths are kept.
 
     >>> from flexmask import masks
     >>> masks.causal.block_mask(256, 256)
@@ -53,6 +53,16 @@ class TileMap:
     patterns: torch.Tensor | None = None
     words: torch.Tensor | None = None
     broken: torch.Tensor | None = None
+    crossing: Intervals | None = None
+
+    def work_order(self) -> torch.Tensor:
+        """int32 [lines]: the lines by the number of tiles they keep, most first."""
+        if self.ranges is not None:
+            work = self.ranges[..., 3] - self.ranges[..., 0]
+        else:
+            assert self.counts is not None
+            work = self.counts.sum(-1, dtype=torch.int32)
+        return work.sum((0, 1)).argsort(descending=True, stable=True).int()
 
     def __repr__(self) -> str:
         form = "range" if self.ranges is not None else "list"

@@ -12,8 +12,9 @@ from ..ir import SCORE, TRUE, Expr, K, Q, uses, walk
 @dataclass(frozen=True)
 class Variant:
     """One way to mask, `why` in words. `map_form` "none" (every tile is full), "range" or "list"; PARTIAL tiles compare with `pieces`
-    intervals a line, read their `bits`, or evaluate the predicate; `starts`: whether intervals may begin after the first place. `runs`
-    "always", or for one of two kernels of which a flag on the device chooses: where intervals or bits "hold", or where they "fail".
+    intervals a line (of the lines that cross the map's, if `crossed`), read their `bits`, or evaluate the predicate; `starts`: whether
+    intervals may begin after the first place. `runs` "always", or for one of two kernels of which a flag on the device chooses: where
+    intervals or bits "hold", or where they "fail".
     """
 
     map_form: str
@@ -22,6 +23,12 @@ class Variant:
     runs: str
     why: str
     bits: bool = False
+    crossed: bool = False
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether PARTIAL tiles evaluate the predicate."""
+        return self.map_form == "list" and not self.pieces and not self.bits
 
 
 NO_MASK = Variant("none", 0, True, "always", "no mask: every tile is full")
@@ -39,6 +46,17 @@ def variants(facts: Facts | None, promised: Set[int] = frozenset(), axis: str = 
     if not (set(form.sorted_tables) - promised) and form.certain:
         return (by_intervals(facts, axis, "always"),)
     return by_intervals(facts, axis, "hold"), _evaluated("fail", "partial tiles evaluate the predicate where the intervals do not hold")
+
+
+def crossed_variant(facts: Facts, promised: Set[int] = frozenset(), axis: str = "row") -> Variant | None:
+    """For a mask that keeps no intervals along `axis` (each key of its own end, say): the variant whose PARTIAL tiles compare with the
+    one interval that each line of the other axis keeps; None where those are not known for certain."""
+    form, across = (facts.columns, "key") if axis == "row" else (facts.rows, "query")
+    known = isinstance(form, Form) and form.residue is None and form.certain and not set(form.sorted_tables) - promised
+    if not known or len(form.pieces) != 1:  # type: ignore[union-attr]
+        return None
+    why = f"partial tiles compare with the interval of each {across}"
+    return Variant("list", 1, form.sides != "stop", "always", why, crossed=True)  # type: ignore[union-attr]
 
 
 # operations on (query, key) pairs in a mod's text, beyond which its values crowd the registers

@@ -69,13 +69,15 @@ def aligned(x):
 
 
 def backward_q(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures=((), ()), starts=None, stops=None,
-               ranges=None, counts=None, offsets=None, index=None, broken=None, grads=(), into=None, dropout=None):  # fmt: skip
+               ranges=None, counts=None, offsets=None, index=None, broken=None, grads=(), into=None, dropout=None,
+               spared=None):  # fmt: skip
     """dq [B, Hq, Q, D] of out = attention(q, k, v), given dout [B, Hq, Q, Dv] and `terms` from `row_terms`.
 
     Captures, row intervals and the map by rows are as in the forward pass. `grads` are contiguous float32 buffers that the gradients of
     captured tables are added to, for a plan that scatters; for "peak" and "fixed" an int64 buffer for each table, then an int32 one for
     each, then a limit for each. "peak" only raises the int32 ones, and gives no dq. `broken` is the flag that a kernel looks at which does
     not always run; `into` the dq that its partner has filled where this one returns. `dropout` is what the forward pass was given.
+    `spared` is a flag on the device: where it is 0 another kernel has filled `into`.
     """
     batch, heads, q_len, head_dim = q.shape
     kv_len = k.shape[2]
@@ -93,7 +95,7 @@ def backward_q(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captur
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *dout.stride()[:3],
         *mask_captures, *score_captures, tuple(grads),
         starts, stops, *strides(starts, q_len),
-        ranges, counts, offsets, index, *strides(counts if ranges is None else ranges, tiles), broken,
+        ranges, counts, offsets, index, *strides(counts if ranges is None else ranges, tiles), broken, spared,
         *(dropout or (None, 0, 1.0)),
         num_warps=NUM_WARPS.value, num_stages=NUM_STAGES.value, enable_fp_fusion=True,
     )  # fmt: skip

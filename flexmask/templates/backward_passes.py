@@ -31,6 +31,7 @@ def backward(
     peaks: Sequence[Pass] = (),
     sinks: torch.Tensor | None = None,
     dropout: tuple[torch.Tensor, int, float] | None = None,
+    fused: Sequence[Pass] = (),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(dq, dk, dv) in the dtypes and shapes of q [B, Hq, Q, D], k [B or 1, Hkv, KV, D] and v [B or 1, Hkv, KV, Dv]; and the gradient of
     the sinks, float32 [Hq], where there are any.
@@ -38,16 +39,20 @@ def backward(
     `rows` and `columns` are the kernels of each part with their maps: one, or two of which a flag on the device chooses. out and dout are
     [B, Hq, Q, Dv], lse and dlse float32 [B, Hq, Q]. `mask` and `score` are captured (tensors, numbers); `grads` what the
     gradients of captured tables are added to, as `backward_q` takes them. `peaks` are the kernels, of the same tiles, that must run
-    before those of `rows` which add in fixed point. `sinks` and `dropout` are those that the forward pass was given.
+    before those of `rows` which add in fixed point. `sinks` and `dropout` are those that the forward pass was given. `fused` is a kernel
+    of all three gradients, or none; where its map has a flag, `rows` and `columns` are for when that says that it did nothing.
     """
-    first = rows[0][0]
+    first = (fused or rows)[0][0]
     terms = first.row_terms(out, lse, dout, dlse)
     mods = (first.pack(*mask), first.pack(*score))
-    dq, dkv = None, None
+    dq, dkv, flag = None, None, {}
+    for module, tile_map in fused:
+        dq, *dkv = module.backward(q, k, v, dout, terms, scale, *mods, **tile_map)
+        flag = {"spared": tile_map["broken"]} if rows else {}
     for module, tile_map in peaks:
         module.backward_q(q, k, v, dout, terms, scale, *mods, **tile_map, grads=grads, dropout=dropout)
     for module, tile_map in rows:
-        dq = module.backward_q(q, k, v, dout, terms, scale, *mods, **tile_map, grads=grads, into=dq, dropout=dropout)
+        dq = module.backward_q(q, k, v, dout, terms, scale, *mods, **tile_map, grads=grads, into=dq, dropout=dropout, **flag)
     for module, tile_map in columns:
         dkv = module.backward_kv(q, k, v, dout, terms, scale, *mods, **tile_map, into=dkv, dropout=dropout)
     assert dq is not None and dkv is not None

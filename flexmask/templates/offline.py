@@ -19,6 +19,7 @@ import torch
 
 from ..lowering import KernelPlan
 from ..lowering.plan_backward import BackwardPlan
+from ..lowering.plan_hopper import HopperPlan
 
 # keywords of a host function
 Extras = Mapping[str, Any]
@@ -104,9 +105,32 @@ def compile_backward_offline(
     return _compile(getattr(module, kernel), arguments, plan, arch or plan.arch)
 
 
+def compile_hopper_offline(
+    module: Any,
+    plan: HopperPlan,
+    score: tuple[Sequence[torch.Tensor], Sequence[int | float]] = ((), ()),
+    extras: Extras = NO_EXTRAS,
+) -> Compiled:
+    """The same for a forward kernel of the Hopper template."""
+    bounds = _bounds(plan)
+    given = {"row_starts": bounds, "row_stops": bounds, **_map(plan, plan.block_q), **extras}
+    if plan.crossed:
+        given["column_starts"] = given["column_stops"] = torch.zeros(1, 1, LENGTH, 1, dtype=torch.int32)
+    mods = (module.pack((), ()), module.pack(*score))
+    arguments = _recorded(module, "attention_forward", lambda: module.forward(*_tensors(plan), 0.125, *mods, **given))
+    with _compiling_for(plan.arch):
+        kernel = module.attention_forward.warmup(*arguments, grid=(1,), num_warps=4)
+    return _facts(kernel, plan.arch)
+
+
 def _compile(kernel: Any, arguments: list[Any], plan: KernelPlan | BackwardPlan, arch: int) -> Compiled:
     with _compiling_for(arch):
         kernel = kernel.warmup(*arguments, grid=(1,), num_warps=plan.num_warps, num_stages=plan.num_stages)
+    return _facts(kernel, arch)
+
+
+def _facts(kernel: Any, arch: int) -> Compiled:
+    """What the disassembly of a compiled kernel shows."""
     text = _run_on(kernel.asm["cubin"], "nvdisasm", "-c")
     usage = _run_on(kernel.asm["cubin"], "cuobjdump", "-res-usage")
     opcodes = Counter(_INSTRUCTION.findall(text))
@@ -148,7 +172,7 @@ def _recorded(module: Any, name: str, call: Callable[[], object]) -> list[Any]:
 LENGTH = 1000
 
 
-def _tensors(plan: KernelPlan | BackwardPlan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _tensors(plan: KernelPlan | BackwardPlan | HopperPlan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q, k and v."""
     dtype, n = getattr(torch, plan.dtype), LENGTH
     sizes = ((2, 4, n, plan.head_dim), (2, 2, n, plan.head_dim), (2, 2, n, plan.v_head_dim))
@@ -156,7 +180,7 @@ def _tensors(plan: KernelPlan | BackwardPlan) -> tuple[torch.Tensor, torch.Tenso
     return q, k, v
 
 
-def _map(plan: KernelPlan | BackwardPlan, block: int) -> dict[str, torch.Tensor]:
+def _map(plan: KernelPlan | BackwardPlan | HopperPlan, block: int) -> dict[str, torch.Tensor]:
     """A map with lines of `block` places."""
     lines, given = -(-LENGTH // block), {}
     if plan.map_form == "range":
@@ -171,7 +195,7 @@ def _map(plan: KernelPlan | BackwardPlan, block: int) -> dict[str, torch.Tensor]
     return given
 
 
-def _bounds(plan: KernelPlan | BackwardPlan) -> torch.Tensor | None:
+def _bounds(plan: KernelPlan | BackwardPlan | HopperPlan) -> torch.Tensor | None:
     return torch.zeros(1, 1, LENGTH, plan.pieces, dtype=torch.int32) if plan.pieces else None
 
 

@@ -7,6 +7,7 @@ import flexmask
 from flexmask import masks
 from flexmask.runtime import backward, forward
 from flexmask.runtime.checks import check_inputs
+from flexmask.runtime.request import Request
 from flexmask.runtime.store import default_store
 
 pytestmark = pytest.mark.gpu
@@ -21,7 +22,7 @@ def everything(make, shapes, mask, dtype, dim):
     q, k, v, dout = (torch.randn(*shape, generator=g, device="cuda").to(dtype) for _ in range(4))
     tables = [torch.randn(*s, generator=g, device="cuda") * 0.1 for s in shapes]
     traced = flexmask.score(make(*tables)).traced()
-    request = forward.Request(None if mask is None else mask.traced(), traced, check_inputs(q, k, v, False))
+    request = Request(None if mask is None else mask.traced(), traced, check_inputs(q, k, v, False))
     store, wanted = default_store(), range(len(traced.tensors))
     result = forward.run_triton(store, request, q, k, v, dim**-0.5)
     saved = backward.Saved(q, k, v, result.out, result.lse)

@@ -8,6 +8,7 @@ from flexmask import masks, reference, scores
 from flexmask.runtime import backward, forward
 from flexmask.runtime.checks import check_inputs
 from flexmask.runtime.extras import Extras
+from flexmask.runtime.request import Request
 from flexmask.runtime.store import default_store
 
 pytestmark = pytest.mark.gpu
@@ -25,7 +26,7 @@ def tensors(B, Hq, Hkv, Q, KV, D, Dv, dtype, kv_batch=None):
 
 
 def request_of(q, k, v, mask, score):
-    return forward.Request(*(None if mod is None else mod.traced() for mod in (mask, score)), check_inputs(q, k, v, True))
+    return Request(*(None if mod is None else mod.traced() for mod in (mask, score)), check_inputs(q, k, v, True))
 
 
 def ours(given, mask, score, p):

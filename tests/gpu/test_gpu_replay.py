@@ -54,7 +54,7 @@ def test_the_same_bits(case, monkeypatch):
     attn, second = make(), tensors(1, **sizes)
     everything(attn, *tensors(0, **sizes), **call)  # records
     repeated = everything(attn, *second, **call)
-    assert any(entry[0]._replays for entry in default_store()._launches.values())
+    assert any(entry[0].replays.kept for entry in default_store()._launches.values())
     monkeypatch.setattr(replay, "MOST_REPLAYS", 0)
     default_store().forget_maps()
     for found, wanted in zip(repeated, everything(attn, *second, **call), strict=True):

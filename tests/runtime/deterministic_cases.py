@@ -22,6 +22,7 @@ import flexmask
 from flexmask import masks, reference
 from flexmask.runtime import backward, forward
 from flexmask.runtime.checks import check_inputs
+from flexmask.runtime.request import Request
 from flexmask.runtime.store import Store
 
 Index = torch.Tensor
@@ -162,7 +163,7 @@ def problems(case: Case, store: Store) -> list[str]:
     q, k, v, dout = tensors
     want = expected(case, tensors, tables, score)
     mask = None if case.mask is None else case.mask().traced()
-    request = forward.Request(mask, score.traced(), check_inputs(q, k, v, True))
+    request = Request(mask, score.traced(), check_inputs(q, k, v, True))
     numbers = [next(n for n, t in enumerate(score.traced().tensors) if t is table) for table in tables]
     out, lse = forward.run_cpu(store, request, q, k, v, 0.25)[:2]
     saved = backward.Saved(q, k, v, out, lse)

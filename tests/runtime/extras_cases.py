@@ -16,6 +16,7 @@ from flexmask import masks, reference, scores
 from flexmask.runtime import backward, forward
 from flexmask.runtime.checks import check_inputs
 from flexmask.runtime.extras import Extras
+from flexmask.runtime.request import Request
 from flexmask.runtime.store import default_store
 
 SCALE = 0.3
@@ -88,7 +89,7 @@ def ours(case: Case, backend: str, dtype: torch.dtype) -> dict[str, torch.Tensor
     case, store = prepared(case, table), default_store()
     extras = Extras(sinks if case.sinks else None, case.dropout_p, seed if case.dropout_p else None, case.peaks)
     traces = [None if mod is None else mod.traced() for mod in (case.mask, case.score)]
-    request = forward.Request(*traces, check_inputs(q, k, v, True))
+    request = Request(*traces, check_inputs(q, k, v, True))
     wanted = [0] if case.score is not None and request.score_tensors else []
     run, run_back = (getattr(module, f"run_{backend}") for module in (forward, backward))
     found = run(store, request, q, k, v, SCALE, extras)

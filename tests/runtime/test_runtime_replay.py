@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from flexmask.runtime.replay import MOST_REPLAYS, Ready, Recording, Watched
+
+from flexmask.runtime.replay import MOST_REPLAYS, Recording, Replays, Watched
 
 
 class Doubling:
@@ -111,9 +112,9 @@ def test_addresses_that_no_kernel_was_compiled_for(kernel):
 
 
 def test_nothing_is_recorded_where_no_gpu_is():
-    ready, x, runs = Ready(()), torch.randn(2, 8), []
+    replays, x, runs = Replays(), torch.randn(2, 8), []
     for _ in range(MOST_REPLAYS + 2):
-        assert ready.replayed((1.0,), (x,), lambda: runs.append(0) or (x,)) == (x,)
+        assert replays.run((1.0,), (x,), lambda: runs.append(0) or (x,)) == (x,)
     assert len(runs) == MOST_REPLAYS + 2
 
 

@@ -16,10 +16,11 @@ import torch
 import zoo
 
 from flexmask.runtime.checks import Shapes
-from flexmask.runtime.forward import Request, plan_kernel, write_kernel
+from flexmask.runtime.choice import Target, choose
+from flexmask.runtime.forward import write_kernel
 from flexmask.runtime.launch import load
+from flexmask.runtime.request import Request
 from flexmask.runtime.store import Store
-from flexmask.runtime.variants import variants
 from flexmask.templates.offline import compile_offline
 
 B, H, LENGTH, HEAD_DIM = 2, 4, 1000, 128
@@ -38,8 +39,8 @@ def main(arch: int) -> None:
         for name, mask, score in requests():
             request = Request(mask, score, Shapes(B, H, H, LENGTH, LENGTH, HEAD_DIM, HEAD_DIM))
             found[name] = 0
-            for variant in variants(None if mask is None else store.facts(mask)[1], () if mask is None else mask.promised):
-                plan = plan_kernel(store, request, variant, torch.bfloat16, arch, tma=True)
+            for choice in choose(store, request, Target(torch.bfloat16, arch, True, "plain Triton is looked at")):
+                plan = choice.plan
                 text = write_kernel(store, request, plan)
                 kernel = text[text.index("import torch") : text.index("def row_bounds")]
                 if kernel not in spills:

@@ -1,0 +1,191 @@
+"""HopperPlan: the whole truth for one forward kernel of the Hopper template, or the reason why that template does not serve."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+# shared memory that one program may use on sm_90
+SHARED_BYTES = 227 * 1024
+# rows of queries that one warpgroup multiplies
+WARPGROUP_ROWS = 64
+
+
+@dataclass(frozen=True)
+class HopperPlan:
+    """One forward kernel for Hopper: what it computes and how.
+
+    `map_form` is "none", "range" or "list"; `pieces` the number of row intervals that PARTIAL tiles compare with, `starts` whether those
+    may begin after the first key. A `crossed` kernel compares with one interval of queries a key instead (and `starts` then tells of
+    those). `runs` is "always", or "hold" or "fail" for a kernel that does nothing unless the map's flag on the device says so. Each of
+    `consumers` warpgroups takes 64 rows of a tile. `stages` tiles of keys and values are in flight and `q_stages` of queries. The
+    `schedule` is "grid" (a program a tile), "stride" (resident programs, each takes every so many-th tile) or "queue" (resident
+    programs that take the next tile when they are done). Registers are those of a thread that multiplies and of one that loads.
+
+    >>> plan = plan_hopper(128, map_form="range", pieces=1)
+    >>> print(plan)
+    hopper forward D128 bfloat16 sm_90, range map, 1 interval a row, tiles 128x128, 2 stages, queue, 232/40 registers
+    >>> HopperPlan.from_json(plan.to_json()) == plan
+    True
+    """
+
+    head_dim: int
+    v_head_dim: int
+    dtype: str
+    map_form: str
+    pieces: int
+    crossed: bool
+    starts: bool
+    runs: str
+    score: bool
+    block_q: int
+    block_kv: int
+    stages: int
+    q_stages: int
+    schedule: str
+    consumer_registers: int
+    producer_registers: int
+    arch: int
+
+    def __post_init__(self) -> None:
+        for field, known in CHOICES.items():
+            if getattr(self, field) not in known:
+                raise ValueError(f"no such plan: {field} is one of {', '.join(map(repr, known))}, not {getattr(self, field)!r}")
+        if padded_dim(self.head_dim) != padded_dim(self.v_head_dim):
+            raise ValueError(f"head dims {self.head_dim} and {self.v_head_dim} must be both up to 64, or both above and up to 128")
+        if self.map_form == "none" and (self.pieces or self.crossed):
+            raise ValueError("without a map every tile is full: a plan has no intervals then")
+        if self.map_form == "range" and not self.pieces:
+            raise ValueError("a range map comes from row intervals")
+        if self.map_form == "list" and (self.pieces > 0) == self.crossed:
+            raise ValueError(
+                "PARTIAL tiles of a list compare either with intervals of the rows (pieces) or with those of the keys (crossed)"
+            )
+        if min(self.stages, self.q_stages) < 1 or self.shared_bytes() > SHARED_BYTES:
+            raise ValueError(f"needs {self.shared_bytes()} bytes of shared memory of {SHARED_BYTES}: use fewer stages or smaller tiles")
+
+    def __str__(self) -> str:
+        dims = f"D{self.head_dim}" if self.head_dim == self.v_head_dim else f"D{self.head_dim}/{self.v_head_dim}"
+        parts = [f"hopper forward {dims} {self.dtype} sm_{self.arch}", f"{self.map_form} map" if self.map_form != "none" else "no mask"]
+        if self.pieces:
+            parts.append(f"{self.pieces} interval{'s' * (self.pieces > 1)} a row" + " from the first key" * (not self.starts))
+        parts += ["1 interval a key" + " from the first row" * (not self.starts)] * self.crossed
+        parts += [f"where the map's flag says {self.runs}"] * (self.runs != "always")
+        parts += ["score mod"] * self.score
+        parts += [f"tiles {self.block_q}x{self.block_kv}", f"{self.stages} stages", self.schedule]
+        return ", ".join([*parts, f"{self.consumer_registers}/{self.producer_registers} registers"])
+
+    @property
+    def template(self) -> str:
+        return "hopper"
+
+    @property
+    def evaluated(self) -> bool:
+        """No PARTIAL tile evaluates the predicate."""
+        return False
+
+    @property
+    def bits(self) -> bool:
+        """No PARTIAL tile reads bits."""
+        return False
+
+    @property
+    def consumers(self) -> int:
+        """Warpgroups that multiply."""
+        return self.block_q // WARPGROUP_ROWS
+
+    @property
+    def padded_dim(self) -> int:
+        return padded_dim(self.head_dim)
+
+    @property
+    def padded_v_dim(self) -> int:
+        return padded_dim(self.v_head_dim)
+
+    def shared_bytes(self) -> int:
+        """Shared memory: queries, output, keys and values of all stages; and records, barriers and the cuts of keys."""
+        wide = self.q_stages * self.block_q * self.padded_dim + self.block_q * self.padded_v_dim
+        wide += self.stages * self.block_kv * (self.padded_dim + self.padded_v_dim)
+        return 2 * wide + 512 + self.stages * (32 + self.crossed * self.block_kv * 4)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> HopperPlan:
+        return cls(**json.loads(text))
+
+
+CHOICES: dict[str, tuple[object, ...]] = {
+    "dtype": ("bfloat16", "float16"),
+    "map_form": ("none", "range", "list"),
+    "pieces": (0, 1, 2, 3),
+    "runs": ("always", "hold", "fail"),
+    "block_q": (128, 192),
+    "block_kv": (64, 128),
+    "schedule": ("grid", "queue", "stride"),
+    "arch": (90,),
+}
+
+
+def padded_dim(dim: int) -> int:
+    """The width of tiles for a head dim: 64 or 128. Raises ValueError beyond."""
+    if not 1 <= dim <= 128:
+        raise ValueError(f"tiles hold head dims from 1 to 128, not {dim}")
+    return 64 if dim <= 64 else 128
+
+
+def plan_hopper(
+    head_dim: int,
+    v_head_dim: int | None = None,
+    *,
+    dtype: str = "bfloat16",
+    arch: int = 90,
+    map_form: str = "none",
+    pieces: int = 0,
+    crossed: bool = False,
+    starts: bool = True,
+    runs: str = "always",
+    score: bool = False,
+    evaluated: bool = False,
+    bits: bool = False,
+    heavy: bool = False,
+    schedule: str = "queue",
+) -> HopperPlan | str:
+    """The plan of a Hopper forward kernel, or why this template does not serve, as a clause for `explain`.
+
+    `evaluated` and `bits` say that PARTIAL tiles would need the predicate or bits; `heavy` that the score mod reads a table at places
+    that depend on query and key.
+
+    >>> plan_hopper(192)
+    'head dims beyond 128 do not fit its registers'
+    """
+    v_head_dim = v_head_dim or head_dim
+    reason = _refusal(head_dim, v_head_dim, dtype, arch, evaluated or bits, score and heavy)
+    if reason is not None:
+        return reason
+    wide = padded_dim(head_dim) == 128
+    stages, q_stages = 2 if wide else 4, 1 if schedule == "grid" else 2
+    return HopperPlan(
+        head_dim, v_head_dim, dtype, map_form, pieces, crossed, starts, runs, score,
+        128, 128, stages, q_stages, schedule, 232, 40, arch,
+    )  # fmt: skip
+
+
+def _refusal(head_dim: int, v_head_dim: int, dtype: str, arch: int, undecided: bool, heavy: bool) -> str | None:
+    """Why there is no such kernel; None where there is."""
+    if arch != 90:
+        return f"it is made for compute capability 9.0, and this GPU has {arch / 10}"
+    if dtype not in CHOICES["dtype"]:
+        return f"it multiplies bfloat16 and float16, not {dtype}"
+    if max(head_dim, v_head_dim) > 128:
+        return "head dims beyond 128 do not fit its registers"
+    if head_dim % 8 or v_head_dim % 8:
+        return f"TMA needs head dims that are multiples of 8, got {head_dim} and {v_head_dim}"
+    if padded_dim(head_dim) != padded_dim(v_head_dim):
+        return f"head dims {head_dim} and {v_head_dim} would need tiles of different widths"
+    if undecided:
+        return "partial tiles would need the predicate itself, and it compares with intervals only"
+    if heavy:
+        return "the score mod reads a table at (query, key), or computes too much for the registers left"
+    return None

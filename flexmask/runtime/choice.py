@@ -1,0 +1,122 @@
+"""Which kernels serve a request: the mask's variants, and for each the template and its plan, with the reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from ..analysis import Form
+from ..ir import KV_LEN, Expr, const
+from ..lowering import HopperPlan, KernelPlan, plan_forward, plan_hopper
+from .maps import host_variant
+from .request import Request
+from .store import Store
+from .variants import Variant, crossed_variant, is_costly, reads_by_score, variants
+
+# why a call keeps to plain Triton whatever its mask
+Plain = str
+FREE: Plain = ""
+DROPOUT: Plain = "dropout's hashes do not fit its registers"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel for one variant of the mask. `passed_over` says why it is not one of the Hopper template, on GPUs that this is made for."""
+
+    variant: Variant
+    plan: KernelPlan | HopperPlan
+    passed_over: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What kernels are made for, besides a request: dtype, compute capability, whether TMA can read q, k and v, and what keeps the call
+    to plain Triton, if anything."""
+
+    dtype: torch.dtype
+    arch: int
+    tma: bool
+    plain: Plain = FREE
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+@lru_cache(maxsize=64)
+def arch_of(device: torch.device) -> int:
+    """Compute capability as one number, 90 for 9.0; machines without a GPU plan for 90."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def look_at(store: Store, request: Request, device: torch.device) -> tuple[Variant, ...]:
+    """The one variant of a mask on CPU tensors (for Triton's interpreter), whose values may be looked at."""
+    if request.mask is None:
+        return variants(None)
+    return (host_variant(request.mask, store.facts(request.mask)[1], request.extent(device)),)
+
+
+def choose(store: Store, request: Request, target: Target, looked_at: Sequence[Variant] = ()) -> tuple[Choice, ...]:
+    """The kernels for a request: one, or two of which a flag on the device chooses. On a GPU the structure of the mask alone decides, as
+    looking at values would wait, and might change the choice from call to call."""
+    facts = None if request.mask is None else store.facts(request.mask)[1]
+    promised = frozenset[int]() if request.mask is None else request.mask.promised
+    found = tuple(looked_at) or variants(facts, promised)
+    crossed = crossed_variant(facts, promised) if facts is not None and not looked_at and not found[0].pieces else None
+    if crossed is not None:
+        choice = _choose_one(store, request, target, crossed)
+        if isinstance(choice.plan, HopperPlan):
+            return (choice,)
+    return tuple(_choose_one(store, request, target, variant) for variant in found)
+
+
+def _choose_one(store: Store, request: Request, target: Target, variant: Variant) -> Choice:
+    why = _hopper(store, request, target, variant)
+    if isinstance(why, HopperPlan):
+        return Choice(variant, why)
+    return Choice(variant, _plain(store, request, target, variant), why)
+
+
+def _hopper(store: Store, request: Request, target: Target, variant: Variant) -> HopperPlan | str:
+    """The plan of the Hopper template, or why that does not serve ("" where the GPU is another one)."""
+    if target.arch != 90:
+        return ""
+    if target.plain or not target.tma:
+        return target.plain or "rows of q, k and v are not multiples of 16 bytes apart"
+    s, mods = request.shapes, _evaluated(store, request, variant)
+    return plan_hopper(
+        s.head_dim, s.v_head_dim, dtype=target.dtype_name, arch=target.arch, map_form=variant.map_form, crossed=variant.crossed,
+        pieces=0 if variant.crossed else variant.pieces, starts=variant.starts, runs=variant.runs, score=request.score is not None,
+        evaluated=variant.evaluated, bits=variant.bits, heavy=is_costly(*mods) or reads_by_score(*mods),
+    )  # fmt: skip
+
+
+def _plain(store: Store, request: Request, target: Target, variant: Variant) -> KernelPlan:
+    """Sizes that suit the variant's kind and fit the GPU."""
+    facts = None if request.mask is None else store.facts(request.mask)[1]
+    s, mods = request.shapes, _evaluated(store, request, variant)
+    return plan_forward(
+        s.head_dim, s.v_head_dim, dtype=target.dtype_name, arch=target.arch, map_form=variant.map_form, pieces=variant.pieces,
+        bits=variant.bits, starts=variant.starts, runs=variant.runs, score=request.score is not None,
+        loads="tma" if target.tma and target.arch >= 90 else "pointer", narrow=facts is not None and is_narrow(facts.rows),
+        heavy=is_costly(*mods) or reads_by_score(*mods), pipelined=not reads_by_score(*mods),
+    )  # fmt: skip
+
+
+def _evaluated(store: Store, request: Request, variant: Variant) -> list[Expr]:
+    """What the kernel evaluates at pairs of query and key."""
+    mods = [store.facts(request.mask)[1].predicate] if variant.evaluated and request.mask is not None else []
+    return mods + ([] if request.score is None else [request.score.expr])
+
+
+def is_narrow(form: object) -> bool:
+    """Whether rows keep stretches cut at both ends (a window, a document) rather than everything before or after some key."""
+    if not isinstance(form, Form):
+        return False
+    return not any(p.start is const(0) or p.stop is KV_LEN for p in form.pieces) or len(form.pieces) > 1

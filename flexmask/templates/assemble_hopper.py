@@ -1,0 +1,110 @@
+"""The source of a Hopper forward kernel: one readable, self-contained file, from a plan, the emitted score mod, and the templates' own text."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+
+from ..lowering.plan_hopper import HopperPlan
+from .assemble import _comments, _functions, _helpers, _join, _sections
+
+HOPPER_IMPORTS = """from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
+from triton.tools.tensor_descriptor import TensorDescriptor
+"""
+# what the host side takes from the plain kernel's
+_HOST = ("pack", "fits_tma", "describe", "resident_heads", "strides")
+
+
+def assemble_hopper(plan: HopperPlan, score: str | None = None, header: Sequence[str] = ()) -> str:
+    """The source of a kernel module for `plan`, with `forward` and `pack` to call.
+
+    `score` is a text from `emit_function`; `header` are lines about the mods, written as comments. Raises ValueError where the plan needs
+    a score mod's text that is not given, and where that text calls what Gluon has not.
+
+    >>> from flexmask.lowering.plan_hopper import plan_hopper
+    >>> assemble_hopper(plan_hopper(64)).splitlines()[0]
+    '# plan: hopper forward D64 bfloat16 sm_90, no mask, tiles 128x128, 4 stages, queue, 232/40 registers'
+    """
+    if plan.score != (score is not None):
+        raise ValueError(f"the plan has{' a' if plan.score else ' no'} score mod, but {'none' if score is None else 'one'} was given")
+    shared, kernel, launcher = _sections("hopper.py"), _sections("hopper_forward.py"), _sections("hopper_launcher.py")
+    host = _sections("launcher.py")
+    functions = _functions(host["functions"])
+    mods = [in_gluon(score)] if score else [kernel["mods"]]
+    parts = [
+        _comments([*header, f"plan: {plan}"]) + "\n" + HOPPER_IMPORTS,
+        shared["names"],
+        fill(kernel["constants of the plan"] + kernel["kernel"], _values(plan)),
+        *([shared["numbers"]] if score else []),
+        *(in_gluon(text) for text in _helpers([score] if score else [])),
+        *mods,
+        *(shared[name] for name in ("barriers", "halves", "bits")),
+        kernel["functions"],
+        host["constants"],
+        *(functions[name] for name in _HOST),
+        launcher["functions"],
+    ]
+    return _join(parts)
+
+
+def _values(plan: HopperPlan) -> dict[str, object]:
+    """The template's constants by name."""
+    return {
+        "HEAD_DIM": plan.head_dim, "V_HEAD_DIM": plan.v_head_dim, "PADDED_DIM": plan.padded_dim, "PADDED_V_DIM": plan.padded_v_dim,
+        "DTYPE": Code(f"gl.{plan.dtype}"), "BLOCK_Q": plan.block_q, "BLOCK_KV": plan.block_kv, "STAGES": plan.stages,
+        "Q_STAGES": plan.q_stages, "SCHEDULE": plan.schedule, "CONSUMER_REGISTERS": plan.consumer_registers,
+        "PRODUCER_REGISTERS": plan.producer_registers, "MAP_FORM": plan.map_form, "PIECES": plan.pieces, "CROSSED": plan.crossed,
+        "STARTS": plan.starts, "RUNS": plan.runs, "SCORE": plan.score,
+    }  # fmt: skip
+
+
+class Code(str):
+    """A value of a constant that is text of the program."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def fill(text: str, values: Mapping[str, object]) -> str:
+    """A Gluon template's constants with these values."""
+    for name, value in values.items():
+        shown = f'"{value}"' if isinstance(value, str) and not isinstance(value, Code) else repr(value)
+        text, found = re.subn(rf"^{name} = gl\.constexpr\(.*\)$", f"{name} = gl.constexpr({shown})", text, flags=re.MULTILINE)
+        assert found == 1, name
+    return text
+
+
+# what emitted functions call of Triton's language that Gluon has by the same name
+_SAME = {
+    "abs", "ceil", "div_rn", "erf", "exp", "exp2", "float16", "float32", "float64", "bfloat16", "floor", "int1", "int8", "int16", "int32",
+    "int64", "uint8", "load", "log", "log2", "maximum", "minimum", "sqrt_rn", "static_range", "where", "constexpr",
+}  # fmt: skip
+
+
+def in_gluon(text: str) -> str:
+    """Device functions of Triton as ones of Gluon: the same text by other names. Raises ValueError for what Gluon has not.
+
+    >>> print(in_gluon("@triton.jit\\ndef half(x):\\n    return tl.exp2(x) * tl.full((), 0.5, tl.float32)"))
+    @gluon.jit
+    def half(x):
+        return gl.exp2(x) * number_of(0.5, gl.float32)
+    """
+    text = re.sub(r"\btl\.full\(\((?:1, 1)?\), ", "number_of(", text.replace("@triton.jit", "@gluon.jit"))
+    used = {
+        n.attr for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "tl"
+    }
+    unknown = used - _SAME - {"PropagateNan"}
+    if unknown:
+        raise ValueError(f"the score mod calls {', '.join(sorted(unknown))}, which Gluon has not. Use a KernelPlan.")
+    return re.sub(r"\btl\.(?!PropagateNan)", "gl.", text)

@@ -1,0 +1,108 @@
+"""What the Hopper kernels share: Gluon's names whatever Triton's version, named barriers, and masks as words of bits.
+
+`assemble_hopper` copies the sections into every generated file. An accumulator of wgmma has 64 rows a warpgroup; each thread holds parts of
+two of them: in every eight columns the two that begin at twice the thread's place among the four that share its row.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import tma
+
+# ---- names
+# what Triton 3.8 renamed
+tma_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+tma_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+# all threads of a warpgroup meet
+join = getattr(gl, "barrier", None) or gl.thread_barrier
+
+LOG2E = gl.constexpr(1.4426950408889634)
+LN2 = gl.constexpr(0.6931471805599453)
+INFINITY = gl.constexpr(float("inf"))
+
+
+# ---- barriers
+@gluon.constexpr_function
+def barrier_text(kind, number, threads):
+    return f"bar.{kind} {number}, {threads}; mov.b32 $0, $1;"
+
+
+@gluon.jit
+def meet(NUMBER: gl.constexpr, THREADS: gl.constexpr):
+    """Wait at named barrier NUMBER (8 to 15: the compiler uses those below) until THREADS have come to it or passed it."""
+    TEXT: gl.constexpr = barrier_text("sync", NUMBER, THREADS)
+    gl.inline_asm_elementwise(TEXT, "=r,r,~{memory}", [gl.to_tensor(0)], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def pass_by(NUMBER: gl.constexpr, THREADS: gl.constexpr):
+    """Count as come to named barrier NUMBER, without waiting."""
+    TEXT: gl.constexpr = barrier_text("arrive", NUMBER, THREADS)
+    gl.inline_asm_elementwise(TEXT, "=r,r,~{memory}", [gl.to_tensor(0)], dtype=gl.int32, is_pure=False, pack=1)
+
+
+# ---- halves
+@gluon.jit
+def to_half(x, DTYPE: gl.constexpr):
+    """float32 to bfloat16 or float16 in pairs; the compiler's own way takes a permutation more for each pair."""
+    if DTYPE == gl.bfloat16:
+        half = gl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [x], dtype=gl.bfloat16, is_pure=True, pack=2)
+    else:
+        half = gl.inline_asm_elementwise("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", [x], dtype=gl.float16, is_pure=True, pack=2)
+    return half
+
+
+# ---- bits
+@gluon.jit
+def in_fours(x):
+    """An accumulator [M, N] as [M, N / 8, 4, 2], the third axis being the thread."""
+    return gl.reshape(x, [x.shape[0], x.shape[1] // 8, 4, 2])
+
+
+@gluon.jit
+def load_bound(source, first, length, step, ROWS: gl.constexpr, FOURS: gl.constexpr):
+    """int32 source[row * step] for rows [0, ROWS), or 0 where first + row >= length, less the place of a thread's first column in
+    every eight: [ROWS, 1, 4, 1] in FOURS, the layout of `in_fours`."""
+    place = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, FOURS))))[None, None, :, None]
+    row = gl.arange(0, ROWS, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, FOURS))))
+    bound = gl.load(source + row * step, mask=first + row < length, other=0)
+    return bound[:, None, None, None] - 2 * place
+
+
+@gluon.jit
+def low_bits(bound, first, COLUMNS: gl.constexpr):
+    """A word for each row and thread: bit 2a + c says whether column first + 8a + c (+ 2 * place) lies below the bound of `load_bound`."""
+    below = gl.minimum(gl.maximum(bound - first, 0), COLUMNS)
+    bits = ((below >> 3) << 1) + gl.minimum(below & 7, 2)
+    one = gl.full([1, 1, 1, 1], 1, gl.int32, below.type.layout)
+    return gl.where(bits > 31, -1, (one << (bits & 31)) - 1)
+
+
+@gluon.jit
+def kept_bits(bounds, first, COLUMNS: gl.constexpr, PIECES: gl.constexpr, STARTS: gl.constexpr):
+    """The words of columns within any of a row's intervals: `bounds` = start, stop of each, from `load_bound`."""
+    word = low_bits(bounds[1], first, COLUMNS)
+    if STARTS:
+        word = word & ~low_bits(bounds[0], first, COLUMNS)
+    if PIECES > 1:
+        word = word | (low_bits(bounds[3], first, COLUMNS) & ~low_bits(bounds[2], first, COLUMNS))
+    if PIECES > 2:
+        word = word | (low_bits(bounds[5], first, COLUMNS) & ~low_bits(bounds[4], first, COLUMNS))
+    return word
+
+
+@gluon.jit
+def spread(word, ROWS: gl.constexpr, COLUMNS: gl.constexpr, ACCUMULATOR: gl.constexpr):
+    """Words of bits as bool [ROWS, COLUMNS] in the accumulator's layout."""
+    FOURS: gl.constexpr = word.type.layout
+    eight = gl.arange(0, COLUMNS // 8, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, FOURS))))[None, :, None, None]
+    pair = gl.arange(0, 2, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, FOURS))))[None, None, None, :]
+    one = gl.full([1, 1, 1, 1], 1, gl.int32, FOURS)
+    keep = (word & (one << (eight * 2 + pair))) != 0
+    return gl.convert_layout(gl.reshape(keep, [ROWS, COLUMNS]), ACCUMULATOR)
+
+
+# ---- numbers
+@gluon.jit
+def number_of(x, DTYPE: gl.constexpr):
+    """A constant as a number of this type."""
+    return gl.to_tensor(x).to(DTYPE)

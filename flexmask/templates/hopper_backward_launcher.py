@@ -1,0 +1,63 @@
+"""The host side of the Hopper backward kernel: prepares what calls bring and starts the kernel. Copied by `assemble_hopper_backward` into
+generated files."""
+
+import torch
+import triton
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from .hopper_backward import BLOCK_KV, BLOCK_Q, CROSSED, PADDED_DIM, attention_backward, gather_queries
+from .launcher import MAX_INDEX, fits_tma, resident_heads, strides
+
+# ---- functions
+
+
+def swizzled(x, rows):
+    """A TMA descriptor of [1, 1, rows, PADDED_DIM] tiles of `x` [.., .., length, head dim], laid out in shared memory as wgmma reads them;
+    reads outside give 0. Of a copy, where `x` is not such that TMA can read it."""
+    if not fits_tma(x):
+        x = x.clone(memory_format=torch.contiguous_format)
+    unit = 16 // x.element_size()
+    apart = [stride if length > 1 else unit for stride, length in zip(x.stride()[:3], x.shape[:3], strict=True)]
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+    return TensorDescriptor(x, list(x.shape), [*apart, 1], [1, 1, rows, PADDED_DIM.value], layout)
+
+
+def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures=((), ()), starts=None, stops=None,
+             ranges=None, counts=None, offsets=None, index=None, broken=None, into=None, row_starts=None, row_stops=None,
+             order=None):  # fmt: skip
+    """(dq [B, Hq, Q, D], dk [B or 1, Hkv, KV, D], dv [B or 1, Hkv, KV, Dv]) of out = attention(q, k, v), given dout [B, Hq, Q, Dv] and
+    `terms` from `row_terms`.
+
+    The map is by columns: starts and stops are int32 [B or 1, Hq or 1, KV, PIECES], the queries that keep each key, or, for a plan with
+    crossed intervals, row_starts and row_stops [.., .., Q, 1], the keys that each query keeps; `ranges` int32 [B or 1, Hq or 1, block
+    columns, 4], or `counts` and `offsets` int32 [.., .., block columns, 2] with `index`, name block rows. All are contiguous. `order`
+    int32 [block columns] names the block columns as they are to be begun. `broken` is the flag that a kernel looks at which does not
+    always run; `into` the (dq, dk, dv) that its partner has filled where this one returns. Captures are not used.
+    """
+    batch, q_heads, q_len, head_dim = q.shape
+    entries, heads, kv_len, _ = k.shape
+    if max(batch, q_heads, q_len, kv_len) > MAX_INDEX:
+        raise ValueError(f"sizes beyond {MAX_INDEX} are not supported; got q {tuple(q.shape)}, k {tuple(k.shape)}")
+    dq, dk, dv = into or tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    if q.numel() == 0 or k.numel() == 0:
+        return dq.zero_(), dk.zero_(), dv.zero_()
+    if not (fits_tma(dk) and fits_tma(dv)):
+        raise ValueError(f"TMA needs rows of a multiple of 16 bytes; got gradients of {tuple(dk.shape)}, {tuple(dv.shape)} to be filled")
+    terms_len = terms[0].shape[2]
+    sums = torch.zeros(batch * q_heads * terms_len * PADDED_DIM.value, dtype=torch.float32, device=q.device)
+    columns, group = triton.cdiv(kv_len, BLOCK_KV.value), q_heads // heads
+    low, high, lines = (row_starts, row_stops, q_len) if CROSSED.value else (starts, stops, kv_len)
+    attention_backward[(columns * entries * heads,)](
+        swizzled(q, BLOCK_Q.value), swizzled(k, 64), swizzled(v, 64), swizzled(dout, BLOCK_Q.value), swizzled(dk, 64), swizzled(dv, 64),
+        sums, *terms,
+        float(scale), q_len, kv_len, terms_len, columns, heads, group, group * (batch // entries),
+        resident_heads(entries * heads, q_len, (head_dim + v.shape[3]) * q.element_size() + 4 * PADDED_DIM.value),
+        low, high, *(apart // lines for apart in strides(high, lines)),
+        ranges, counts, offsets, index, *strides(counts if ranges is None else ranges, columns),
+        order, broken,
+        num_warps=4,
+    )  # fmt: skip
+    blocks = triton.cdiv(q_len, BLOCK_Q.value)
+    gather_queries[(blocks * batch * q_heads,)](sums, dq, float(scale), q_len, terms_len, broken, num_warps=4)
+    return dq, dk, dv

@@ -1,0 +1,89 @@
+"""The host side of the Hopper forward kernel. Copied by `assemble_hopper` into every generated file."""
+
+from functools import lru_cache
+
+import torch
+import triton
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
+
+from .hopper_forward import (
+    BLOCK_KV,
+    BLOCK_Q,
+    PADDED_DIM,
+    PADDED_V_DIM,
+    ROWS,
+    SCHEDULE,
+    SCORE,
+    attention_forward,
+)
+from .launcher import MAX_INDEX, describe, fits_tma, resident_heads, strides
+
+
+# ---- functions
+def tiles_of(x, rows, width):
+    """A Gluon descriptor of [1, 1, rows, width] tiles of `x`, laid out in shared memory as wgmma reads them."""
+    known = describe(x, rows, width)
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
+    return GluonDescriptor(known.base, known.shape, known.strides, known.block_shape, layout)
+
+
+@lru_cache(maxsize=64)
+def processors(device):
+    """How many programs run at a time on a GPU: one a multiprocessor, as each takes most of the shared memory."""
+    if device.type != "cuda":
+        return 1  # where a kernel is only compiled, for a GPU that is not here
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row_starts=None, row_stops=None,
+            ranges=None, counts=None, offsets=None, index=None, patterns=None, words=None, broken=None, into=None,
+            sinks=None, dropout=None, peaks=None, order=None, queue=None, column_starts=None, column_stops=None):  # fmt: skip
+    """(out [B, Hq, Q, Dv], lse float32 [B, Hq, Q]) of q [B, Hq, Q, D], k [B or 1, Hkv, KV, D], v [B or 1, Hkv, KV, Dv].
+
+    Captures come from `pack`; those of the mask are not looked at. row_starts and row_stops are int32 [B or 1, Hq or 1, Q, PIECES], or
+    (for a crossed plan) column_starts and column_stops int32 [B or 1, Hq or 1, KV, 1]; the map is `ranges` int32 [B or 1, Hq or 1, tile
+    rows, 4], or `counts` and `offsets` int32 [.., .., tile rows, 2] with `index`. All are contiguous. `broken` is the flag that a kernel
+    looks at which does not always run; `into` the (out, lse) that its partner has filled where this one does nothing. `sinks` [Hq] are
+    logits that take part in the softmax and have no value. `peaks`, float32 [B, Hq, Q] contiguous, is filled with the greatest scores.
+    `order` int32 [tile rows] are the tile rows in the order of their turn, by default the last first. `queue` int32 [1] is 0, and again
+    when the kernel is done; it belongs to one launch at a time. Raises ValueError for dropout, for bits, and for tensors that TMA cannot
+    describe.
+    """
+    batch, heads, q_len, _ = q.shape
+    kv_len = k.shape[2]
+    if max(batch, heads, q_len, kv_len) > MAX_INDEX:
+        raise ValueError(f"sizes beyond {MAX_INDEX} are not supported; got q {tuple(q.shape)}, k {tuple(k.shape)}")
+    if dropout is not None or patterns is not None:
+        raise ValueError("this kernel has no dropout and reads no bits. Use a KernelPlan.")
+    out, lse = into or (
+        torch.empty(batch, heads, q_len, v.shape[3], dtype=q.dtype, device=q.device),
+        torch.empty(batch, heads, q_len, dtype=torch.float32, device=q.device),
+    )
+    if lse.numel() == 0:
+        return out, lse
+    if kv_len == 0:
+        if peaks is not None:
+            peaks.fill_(float("-inf"))
+        return out.zero_(), lse.fill_(float("-inf")) if sinks is None else lse.copy_(sinks[:, None].expand_as(lse))
+    if not fits_tma(out):
+        raise ValueError(f"TMA needs rows of a multiple of 16 bytes; got an output of {tuple(out.shape)}, strides {out.stride()}")
+    if not SCORE and scale <= 0:  # the kernel takes the maximum before it multiplies by the scale
+        q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
+    rows = triton.cdiv(q_len, BLOCK_Q.value)
+    tiles, programs = rows * batch * heads, processors(q.device)
+    if SCHEDULE == "queue" and queue is None:
+        queue = torch.zeros(1, dtype=torch.int32, device=q.device)
+    tile_map = counts if ranges is None else ranges
+    attention_forward[(tiles if SCHEDULE == "grid" else min(tiles, programs),)](
+        tiles_of(q, ROWS.value, PADDED_DIM.value), tiles_of(k, BLOCK_KV.value, PADDED_DIM.value),
+        tiles_of(v, BLOCK_KV.value, PADDED_V_DIM.value), tiles_of(out, ROWS.value, PADDED_V_DIM.value), lse,
+        float(scale), q_len, kv_len, tiles, rows, resident_heads(batch * heads, kv_len, (k.shape[3] + v.shape[3]) * k.element_size()),
+        heads, heads // k.shape[1], int(k.shape[0] > 1), *score_captures,
+        row_starts, row_stops, *strides(row_starts, q_len),
+        column_starts, column_stops, *strides(column_starts, kv_len),
+        ranges, counts, offsets, index, *strides(tile_map, rows),
+        order, queue, broken, None if sinks is None else sinks.contiguous(), peaks,
+        num_warps=4,
+    )  # fmt: skip
+    return out, lse

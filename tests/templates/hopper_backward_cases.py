@@ -1,0 +1,229 @@
+"""Hopper backward kernels against autograd of dense attention: `python tests/templates/hopper_backward_cases.py [case ...]` on a Hopper GPU.
+Prints {case: what is wrong} as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexmask.lowering.plan_hopper_backward import HopperBackwardPlan, plan_hopper_backward
+from flexmask.templates.assemble_hopper_backward import assemble_hopper_backward
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a kernel is run on. `keeps` says which keys queries keep: (b, h, q, k) -> bool, broadcast."""
+
+    plan: dict[str, Any]
+    keeps: Callable[..., Tensor] | None = None
+    sizes: tuple[int, ...] = (2, 4, 2, 300, 300)  # batch, heads, key heads, queries, keys
+    entries: int = 0  # batch entries of keys and values, if not as many as of queries
+    given: tuple[str, ...] = ()  # "order": block columns are begun in another order; "transposed": tensors are [B, N, H, D] in memory
+
+
+def causal(b, h, q, k):
+    return k <= q
+
+
+def window(b, h, q, k):
+    return (k <= q) & (k > q - 150)
+
+
+def two(b, h, q, k):
+    """Documents that all see a prefix; rows 100 to 199 keep nothing, nor do keys 256 to 399, a whole block column."""
+    kept = (k <= q) & ((q // 170 == k // 170) | (k < 40 + 10 * h))
+    return kept & ((q < 100) | (q >= 200)) & ((k < 256) | (k >= 400))
+
+
+def gapped(b, h, q, k):
+    """Queries of each key in three stretches."""
+    return (k <= q) & ((q < k + 30) | ((q >= k + 100) & (q < k + 120)) | (q >= 400))
+
+
+def own(b, h, q, k):
+    """Each batch entry and head another mask; one of them keeps nothing."""
+    return window(b, h, q, k) & (k >= 37 * (h + b)) & ((h != 1) | (b != 0))
+
+
+def reach(b, h, q, k):
+    """Each query keeps a stretch of keys, of a length that jumps about."""
+    return (k <= q) & (k > q - 20 - (q * 79) % 200 - 30 * h)
+
+
+def upto(b, h, q, k):
+    return k < (q * 79) % 290
+
+
+LIST: dict[str, Any] = {"map_form": "list"}
+RANGE: dict[str, Any] = {"map_form": "range", "pieces": 1}
+CROSSED: dict[str, Any] = {**LIST, "crossed": True}
+CASES: dict[str, Case] = {
+    "full": Case({"head_dim": 128}),
+    "full, narrow": Case({"head_dim": 64}, sizes=(1, 2, 2, 256, 200)),
+    "full, one query": Case({"head_dim": 128}, sizes=(1, 2, 1, 1, 129)),
+    "full, transposed": Case({"head_dim": 128}, given=("transposed",)),
+    "causal": Case({"head_dim": 128, **RANGE}, causal),
+    "causal, narrow": Case({"head_dim": 64, **RANGE}, causal, sizes=(1, 4, 1, 300, 300), given=("order",)),
+    "causal, float16": Case({"head_dim": 128, "dtype": "float16", **RANGE}, causal, given=("order",)),
+    "causal, one batch entry of keys": Case({"head_dim": 64, **RANGE}, causal, entries=1),
+    "from the first query": Case({"head_dim": 128, **RANGE, "starts": False}, lambda b, h, q, k: q < 300 - k),
+    "window, list": Case({"head_dim": 64, **LIST, "pieces": 1}, window),
+    "two": Case({"head_dim": 128, **LIST, "pieces": 2}, two, (1, 2, 1, 500, 500)),
+    "two, narrow": Case({"head_dim": 64, **LIST, "pieces": 2}, two, (1, 2, 1, 500, 500)),
+    "three": Case({"head_dim": 64, **LIST, "pieces": 3}, gapped, (1, 1, 1, 500, 450)),
+    "a mask for each head": Case({"head_dim": 128, **LIST, "pieces": 1}, own),
+    "other head dims": Case({"head_dim": 72, "v_head_dim": 104, **LIST, "pieces": 1}, window, (1, 2, 1, 200, 200)),
+    "small head dim": Case({"head_dim": 40, **RANGE}, causal, (1, 2, 1, 200, 200)),
+    "crossed": Case({"head_dim": 128, **CROSSED}, reach, (1, 2, 1, 300, 290)),
+    "crossed, narrow": Case({"head_dim": 64, **CROSSED}, reach, (1, 2, 1, 300, 290)),
+    "crossed, from the first key": Case({"head_dim": 64, **CROSSED, "starts": False}, upto, (1, 1, 1, 300, 300)),
+    "holds": Case({"head_dim": 64, **RANGE, "runs": "hold"}, causal),
+    "fails": Case({"head_dim": 64, **RANGE, "runs": "fail"}, causal),
+}
+
+
+def intervals(kept: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
+    """int32 [.., n, pieces] twice: the stretches of True of bool [.., n, m]; missing ones (0, 0)."""
+    edge = kept.new_zeros(*kept.shape[:-1], 1)
+    change = torch.cat([kept, edge], -1).int() - torch.cat([edge, kept], -1).int()
+    found = []
+    for sign in (1, -1):
+        number = (change == sign).int().cumsum(-1)
+        assert int(number.max()) <= pieces, "the mask has more intervals than the plan"
+        at = (change == sign).nonzero()
+        bound = torch.zeros(*kept.shape[:-1], pieces, dtype=torch.int32, device=kept.device)
+        bound[(*at[:, :-1].T, number[tuple(at.T)].long() - 1)] = at[:, -1].int()
+        found.append(bound)
+    return found[0], found[1]
+
+
+def tiles(keep: Tensor, block_q: int, block_kv: int) -> tuple[Tensor, Tensor]:
+    """(FULL, kept) tiles, bool [B, H, block columns, block rows], of a mask bool [B, H, Q, KV]; places beyond the ends count as kept."""
+    edges = (0, -keep.shape[3] % block_kv, 0, -keep.shape[2] % block_q)
+    full = torch.nn.functional.pad(keep, edges, value=True).unflatten(3, (-1, block_kv)).unflatten(2, (-1, block_q))
+    some = torch.nn.functional.pad(keep, edges, value=False).unflatten(3, (-1, block_kv)).unflatten(2, (-1, block_q))
+    return full.all(5).all(3).mT, some.any(5).any(3).mT
+
+
+def listed(full: Tensor, some: Tensor) -> dict[str, Tensor]:
+    """The list form of a map, with PARTIAL tiles in falling order before the FULL ones."""
+    index, counts, offsets = [], [], []
+    for whole, kept in zip(full.flatten(0, 2), some.flatten(0, 2), strict=True):
+        partial, inside = (kept & ~whole).nonzero().flatten().flip(0).tolist(), (kept & whole).nonzero().flatten().tolist()
+        offsets.append((len(index) + len(partial), len(index)))
+        counts.append((len(inside), len(partial)))
+        index += partial + inside
+    shape = (*full.shape[:3], 2)
+    numbers = {"counts": torch.tensor(counts).view(shape), "offsets": torch.tensor(offsets).view(shape), "index": torch.tensor(index)}
+    return {name: x.to(torch.int32).to(full.device) for name, x in numbers.items()}
+
+
+def ranged(full: Tensor, some: Tensor) -> dict[str, Tensor]:
+    """The range form of a map whose kept and FULL tiles are runs."""
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        first = x.int().argmax(-1)
+        return first, first + x.sum(-1)
+
+    (first, last), (first_full, last_full) = run(some), run(full & some)
+    return {"ranges": torch.stack([first, first_full, last_full, last], -1).to(torch.int32)}
+
+
+def column_map(plan: HopperBackwardPlan, keep: Tensor | None) -> dict[str, Tensor]:
+    """What `backward` takes of a mask bool [B or 1, H or 1, Q, KV]."""
+    if keep is None:
+        return {}
+    found = tiles(keep, plan.block_q, plan.block_kv)
+    given = listed(*found) if plan.map_form == "list" else ranged(*found)
+    names = ("row_starts", "row_stops") if plan.crossed else ("starts", "stops")
+    bounds = intervals(keep if plan.crossed else keep.mT, max(plan.pieces, 1))
+    return {**given, **dict(zip(names, bounds, strict=True))}
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, keep: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    """(out, lse, gradients of q, k and v) of dense attention in float32."""
+    leaves = [x.detach().float().requires_grad_() for x in (q, k, v)]
+    keys, values = (x.repeat_interleave(q.shape[1] // k.shape[1], 1).expand(q.shape[0], -1, -1, -1) for x in leaves[1:])
+    scores = leaves[0] @ keys.mT * scale
+    if keep is not None:
+        scores = scores.masked_fill(~keep, float("-inf"))
+    lse = scores.logsumexp(-1)
+    out = (scores - lse.nan_to_num(neginf=0.0)[..., None]).exp() @ values
+    return out.detach().to(q.dtype), lse.detach(), torch.autograd.grad(out, leaves, dout.float())
+
+
+def tensors(case: Case, plan: HopperBackwardPlan, device: str) -> list[Tensor]:
+    """q, k, v and dout."""
+    batch, heads, kv_heads, q_len, kv_len = case.sizes
+    entries, made = case.entries or batch, []
+    for b, h, n, dim in ((batch, heads, q_len, plan.head_dim), (entries, kv_heads, kv_len, plan.head_dim),
+                         (entries, kv_heads, kv_len, plan.v_head_dim), (batch, heads, q_len, plan.v_head_dim)):  # fmt: skip
+        x = torch.randn(b, n, h, dim, device=device).to(getattr(torch, plan.dtype)).transpose(1, 2)
+        made.append(x if "transposed" in case.given else x.contiguous())
+    return made
+
+
+def mask_of(case: Case, device: str) -> Tensor | None:
+    """bool [B or 1, H or 1, Q, KV]."""
+    if case.keeps is None:
+        return None
+    batch, heads, _, q_len, kv_len = case.sizes
+    b, h, q, k = (torch.arange(n, device=device) for n in (batch, heads, q_len, kv_len))
+    keep = case.keeps(b[:, None, None, None], h[:, None, None], q[:, None], k)
+    return keep.view(*(1,) * (4 - keep.dim()), *keep.shape)
+
+
+def load_module(plan: HopperBackwardPlan) -> Any:
+    from flexmask.runtime.launch import load
+
+    path = Path(tempfile.mkdtemp()) / "kernel.py"
+    path.write_text(assemble_hopper_backward(plan))
+    return load(path)
+
+
+def run(case: Case, device: str = "cuda", loaded: Callable[[HopperBackwardPlan], Any] = load_module) -> str:
+    """What is wrong with the gradients of a plan's kernel, `loaded` as a module; "" if nothing."""
+    torch.manual_seed(0)
+    plan = plan_hopper_backward(**case.plan)
+    assert isinstance(plan, HopperBackwardPlan), plan
+    module, (q, k, v, dout), keep = loaded(plan), tensors(case, plan, device), mask_of(case, device)
+    scale, given = plan.head_dim**-0.5, column_map(plan, keep)
+    if "order" in case.given:
+        given["order"] = torch.arange(-(-k.shape[2] // plan.block_kv), dtype=torch.int32, device=device).flip(0).contiguous()
+    out, lse, wanted = dense(q, k, v, dout, keep, scale)
+    if plan.runs != "always":
+        given["broken"] = torch.full((1,), int(plan.runs == "fail"), dtype=torch.int32, device=device)
+    terms = module.row_terms(out, lse, dout)
+    found = module.backward(q, k, v, dout, terms, scale, **given)
+    wrong = compare(found, wanted)
+    if plan.runs != "always" and not wrong:
+        given["broken"] = 1 - given["broken"]
+        filled = tuple(torch.full_like(x, 7.0) for x in found)
+        after = module.backward(q, k, v, dout, terms, scale, into=filled, **given)
+        wrong = "" if all(bool((x == 7.0).all()) for x in after) else "its partner's gradients are overwritten"
+    return wrong
+
+
+def compare(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> str:
+    """Which gradients are further off than rounding explains."""
+    for name, x, y in zip(("dq", "dk", "dv"), found, wanted, strict=True):
+        off = float((x.float() - y).norm() / y.norm())
+        if not off < 1.5e-2:
+            return f"{name} is off by {off:.2g}"
+    return ""
+
+
+def main() -> None:
+    json.dump({name: run(CASES[name]) for name in sys.argv[1:] or CASES}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""Hopper forward kernels against dense attention in float64: `python tests/templates/hopper_cases.py [case ...]` on a Hopper GPU, or
+through hopper_on_cpu.py anywhere. Prints {case: what is wrong} as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flexmask.ir import SCORE, H, K, Q, const, load, make
+from flexmask.lowering import CaptureSpec, TensorSpec, emit_function
+from flexmask.lowering.plan_hopper import HopperPlan, plan_hopper
+from flexmask.templates.assemble_hopper import assemble_hopper
+
+Given = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a kernel is run on. `keeps` gives (start, stop) pairs, ints or tensors over (batch entry, head, query), of kept keys; for a
+    crossed plan over (batch entry, head, key), of queries."""
+
+    plan: Given
+    keeps: Callable[..., list[tuple[Any, Any]]] | None = None
+    sizes: tuple[int, ...] = (1, 2, 1, 300, 300)  # batch, heads, key heads, queries, keys
+    change: Given = field(default_factory=dict)
+    batch_of_keys: int | None = None
+    given: tuple[str, ...] = ()  # sinks, peaks, order, broken
+    scale: float = 0.25
+    score: str = ""
+
+
+def causal(b, h, q):
+    return [(0 * q, q + 1)]
+
+
+def window(b, h, q):
+    return [(q - 150, q + 20)]
+
+
+def two(b, h, q):
+    """A prefix and a window, other ones for each head; rows 100 to 299 keep nothing."""
+    hole = (q >= 100) & (q < 300)
+    return [(0 * q, torch.where(hole, 0, 40 + 30 * h)), (torch.where(hole, 0, q - 60), torch.where(hole, 0, q + 1))]
+
+
+def three(b, h, q):
+    return [(0 * q, 10 + 0 * q), (100 + q // 2, 140 + q // 2), (q + 250 + b, q + 290)]
+
+
+def evicted(b, h, k):
+    """Keys that are seen from themselves on, for a while."""
+    return [(k, k + 1 + (k * 37) % 400 + 20 * h)]
+
+
+LIST: Given = {"map_form": "list"}
+RANGE: Given = {"map_form": "range", "pieces": 1}
+CASES: dict[str, Case] = {
+    "full": Case({"head_dim": 64}),
+    "full, wide, one row": Case({"head_dim": 128}, sizes=(2, 4, 2, 1, 129), given=("sinks", "peaks")),
+    "full, whole tiles": Case({"head_dim": 64}, sizes=(1, 2, 2, 256, 256)),
+    "causal": Case({"head_dim": 128, **RANGE, "starts": False}, causal),
+    "causal, more keys": Case({"head_dim": 64, **RANGE, "starts": False}, lambda b, h, q: [(0 * q, q + 200)], (1, 1, 1, 200, 500)),
+    "window": Case({"head_dim": 64, **RANGE}, window, (2, 2, 1, 500, 450)),
+    "window, beyond the last key": Case({"head_dim": 64, **RANGE}, window, (1, 1, 1, 700, 200)),
+    "band": Case({"head_dim": 64, **RANGE}, lambda b, h, q: [(q - 450, q + 300)], (1, 2, 1, 1000, 1000)),
+    "all but the first keys": Case({"head_dim": 64, **LIST, "pieces": 1}, lambda b, h, q: [((q > 140) * 10 * h, 0 * q + 999)], (1, 2, 1, 300, 300)),
+    "two": Case({"head_dim": 64, **LIST, "pieces": 2}, two, (2, 4, 2, 500, 500)),
+    "two, by grid": Case({"head_dim": 64, **LIST, "pieces": 2, "schedule": "grid"}, two, (1, 2, 2, 500, 500)),
+    "two, by stride": Case({"head_dim": 64, **LIST, "pieces": 2, "schedule": "stride"}, two, (1, 2, 2, 500, 500), given=("order",)),
+    "two, one stage": Case({"head_dim": 64, **LIST, "pieces": 2}, two, (1, 2, 2, 500, 500), {"stages": 1, "q_stages": 1}),
+    "two, small tiles": Case({"head_dim": 64, **LIST, "pieces": 2}, two, (1, 2, 2, 500, 500), {"block_kv": 64, "stages": 3}),
+    "two, three warpgroups": Case(
+        {"head_dim": 64, **LIST, "pieces": 2}, two, (1, 2, 2, 500, 500),
+        {"block_q": 192, "consumer_registers": 160, "producer_registers": 32},
+    ),
+    "three": Case({"head_dim": 64, "dtype": "float16", **LIST, "pieces": 3}, three, (2, 2, 1, 400, 600), given=("sinks", "peaks", "order")),
+    "other head dims": Case({"head_dim": 72, "v_head_dim": 104, **RANGE}, window, batch_of_keys=1, sizes=(2, 2, 1, 200, 200)),
+    "crossed": Case({"head_dim": 64, **LIST, "crossed": True}, evicted, (1, 2, 1, 500, 520)),
+    "crossed, from the first row": Case(
+        {"head_dim": 64, **LIST, "crossed": True, "starts": False}, lambda b, h, k: [(0 * k, (k * 29) % 300)], (1, 1, 1, 300, 300)
+    ),
+    "negative scale": Case({"head_dim": 64, **RANGE}, causal, scale=-0.25, given=("peaks",)),
+    "no scale": Case({"head_dim": 64, **RANGE}, causal, scale=0.0),
+    "holds": Case({"head_dim": 64, **RANGE, "runs": "hold"}, causal, given=("broken 0",)),
+    "does not hold": Case({"head_dim": 64, **RANGE, "runs": "hold"}, causal, given=("broken 1",)),
+    "fails": Case({"head_dim": 64, **RANGE, "runs": "fail"}, causal, given=("broken 1",)),
+    "softcap": Case({"head_dim": 64, **RANGE, "score": True}, causal, score="softcap"),
+    "slopes": Case({"head_dim": 64, "score": True}, score="slopes", given=("sinks", "peaks")),
+    "gate": Case({"head_dim": 64, **LIST, "pieces": 2, "score": True}, two, (1, 2, 2, 500, 500), score="gate"),
+}  # fmt: skip
+
+SLOPES = CaptureSpec((TensorSpec("slopes", 1, "float32"),), ())
+GATE = CaptureSpec((TensorSpec("gate", 2, "float16"), TensorSpec("of_key", 1, "float32")), ())
+SCORES: dict[str, tuple[Any, CaptureSpec]] = {
+    "softcap": (const(3.0) * make("tanh", (make("truediv", (SCORE, const(3.0))),)), CaptureSpec()),
+    "slopes": (SCORE + load(0, "float", H) * (K - Q), SLOPES),
+    "gate": (SCORE * load(0, "float", H, Q) + load(1, "float", K), GATE),
+}
+
+
+def tables_of(score: str, heads: int, q_len: int, kv_len: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    if score == "slopes":
+        return [torch.linspace(0.01, 0.2, heads)]
+    return [torch.rand(heads, q_len, generator=generator).half(), torch.randn(kv_len, generator=generator)] if score == "gate" else []
+
+
+def changed(score: str, s: torch.Tensor, tables: list[torch.Tensor]) -> torch.Tensor:
+    """The score mods again, on dense scores [B, H, Q, KV]."""
+    if score == "softcap":
+        return 3.0 * torch.tanh(s / 3.0)
+    if score == "slopes":
+        q, k = torch.arange(s.shape[2])[:, None], torch.arange(s.shape[3])
+        return s + tables[0].double()[:, None, None] * (k - q)
+    return s * tables[0].double()[..., None] + tables[1].double() if score == "gate" else s
+
+
+def plan_of(case: Case) -> HopperPlan:
+    plan = plan_hopper(**case.plan)
+    assert not isinstance(plan, str), plan
+    return replace(plan, **case.change)
+
+
+def source_of(case: Case) -> str:
+    text = emit_function(case.score, SCORES[case.score][0], SCORES[case.score][1], "score") if case.score else None
+    return assemble_hopper(plan_of(case), text, [case.score] if case.score else [])
+
+
+def intervals_of(case: Case, crossed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """starts and stops, int32 [1, heads, places, pieces], clipped; empty ones (0, 0)."""
+    batch, heads, _, q_len, kv_len = case.sizes
+    places, limit = (kv_len, q_len) if crossed else (q_len, kv_len)
+    assert case.keeps is not None
+    at = (torch.arange(batch)[:, None, None], torch.arange(heads)[:, None], torch.arange(places))
+    shape = (batch, heads, places)
+    pairs = [
+        (torch.as_tensor(a).expand(shape).clamp(0, limit), torch.as_tensor(z).expand(shape).clamp(0, limit)) for a, z in case.keeps(*at)
+    ]
+    starts, stops = torch.stack([a for a, _ in pairs], -1), torch.stack([z for _, z in pairs], -1)
+    empty = starts >= stops
+    return torch.where(empty, 0, starts).int().contiguous(), torch.where(empty, 0, stops).int().contiguous()
+
+
+def dense(case: Case, crossed: bool) -> torch.Tensor:
+    """The mask, bool [batch, heads, Q, KV]."""
+    batch, heads, _, q_len, kv_len = case.sizes
+    if case.keeps is None:
+        return torch.ones(batch, heads, q_len, kv_len, dtype=torch.bool)
+    starts, stops = intervals_of(case, crossed)
+    other = torch.arange(q_len if crossed else kv_len)
+    keep = ((other >= starts[..., None]) & (other < stops[..., None])).any(-2)
+    return keep.transpose(-1, -2) if crossed else keep
+
+
+def states_of(keep: torch.Tensor, block_q: int, block_kv: int) -> torch.Tensor:
+    """0 EMPTY, 1 PARTIAL, 2 FULL by tile."""
+    rows = [part.any(-2) * 1 + part.all(-2) * 1 for part in keep.split(block_q, -2)]  # by key: none, some or all rows
+    return torch.stack([torch.stack([part.amax(-1).clamp(max=1) + (part.amin(-1) == 2) * 1 for part in row.split(block_kv, -1)], -1)
+                        for row in rows], -2)  # fmt: skip
+
+
+def map_of(states: torch.Tensor, form: str) -> Given:
+    """A tile map in range or list form."""
+    batch, heads, lines, _ = states.shape
+    if form == "range":
+        found = torch.zeros(batch, heads, lines, 4, dtype=torch.int32)
+        for at in torch.cartesian_prod(*(torch.arange(n) for n in states.shape[:3])).tolist():
+            line = states[tuple(at)]
+            kept, full = (line > 0).nonzero().flatten().tolist(), (line == 2).nonzero().flatten().tolist()
+            ends = [kept[0], *([full[0], full[-1] + 1] if full else [kept[0]] * 2), kept[-1] + 1] if kept else [0] * 4
+            assert len(kept) == ends[3] - ends[0] and len(full) == ends[2] - ends[1], "no runs"
+            found[tuple(at)] = torch.tensor(ends)
+        return {"ranges": found}
+    counts, offsets, index = [], [], []
+    for line in states.reshape(-1, states.shape[-1]):
+        full, part = (line == 2).nonzero().flatten().tolist(), (line == 1).nonzero().flatten().tolist()
+        counts.append([len(full), len(part)])
+        offsets.append([len(index), len(index) + len(full)])
+        index += full + part[::-1]
+    shape = (batch, heads, lines, 2)
+    return {
+        "counts": torch.tensor(counts, dtype=torch.int32).reshape(shape), "offsets": torch.tensor(offsets, dtype=torch.int32).reshape(shape),
+        "index": torch.tensor(index, dtype=torch.int32),
+    }  # fmt: skip
+
+
+def arguments(case: Case, plan: HopperPlan) -> Given:
+    """What `forward` takes besides q, k, v, the scale and captures; on the CPU."""
+    _, heads, _, q_len, _ = case.sizes
+    given: Given = {}
+    if plan.map_form != "none":
+        given = map_of(states_of(dense(case, plan.crossed), plan.block_q, plan.block_kv), plan.map_form)
+        names = ("column_starts", "column_stops") if plan.crossed else ("row_starts", "row_stops")
+        given |= dict(zip(names, intervals_of(case, plan.crossed), strict=True))
+    if "sinks" in case.given:
+        given["sinks"] = torch.linspace(-1, 2, heads)
+    if "peaks" in case.given:
+        given["peaks"] = torch.full(case.sizes[:2] + case.sizes[3:4], float("nan"))
+    if "order" in case.given:
+        given["order"] = torch.arange(-(-q_len // plan.block_q), dtype=torch.int32)
+    for flag in (0, 1):
+        if f"broken {flag}" in case.given:
+            given["broken"] = torch.tensor([flag], dtype=torch.int32)
+    return given
+
+
+def check(case: Case, module: Any, device: str) -> str:
+    """Run the kernel twice (a queue must be left as it was found); what differs from dense attention."""
+    plan = plan_of(case)
+    torch.manual_seed(0)
+    batch, heads, key_heads, q_len, kv_len = case.sizes
+    dtype = getattr(torch, plan.dtype)
+    q = torch.randn(batch, heads, q_len, plan.head_dim).to(dtype)
+    k = torch.randn(case.batch_of_keys or batch, key_heads, kv_len, plan.head_dim).to(dtype)
+    v = torch.randn(case.batch_of_keys or batch, key_heads, kv_len, plan.v_head_dim).to(dtype)
+    tables = tables_of(case.score, heads, q_len, kv_len)
+    given = {name: x.to(device) for name, x in arguments(case, plan).items()}
+    idle = plan.runs != "always" and (plan.runs == "hold") == bool(given["broken"].item())
+    into = (torch.full((batch, heads, q_len, plan.v_head_dim), 7.0, dtype=dtype), torch.full((batch, heads, q_len), 7.0))
+    queue = torch.zeros(1, dtype=torch.int32, device=device)
+    captures = module.pack([t.to(device) for t in tables], [])
+    for _ in range(2):
+        mine = tuple(x.clone().to(device) for x in into)
+        out, lse = module.forward(
+            *(x.to(device) for x in (q, k, v)), case.scale, ((), ()), captures, **given, queue=queue, into=mine if idle or _ else None
+        )
+    if int(queue) != 0:
+        return f"the queue was left at {int(queue)}"
+    if idle:
+        return "" if bool((out == 7).all() & (lse == 7).all()) else "a kernel that should do nothing wrote something"
+    return compare(case, plan, (q, k, v), tables, out.cpu(), lse.cpu(), {n: x.cpu() for n, x in given.items()})
+
+
+def compare(case: Case, plan: HopperPlan, sources: tuple, tables: list, out: torch.Tensor, lse: torch.Tensor, given: Given) -> str:
+    q, k, v = (x.double() for x in sources)
+    group = q.shape[1] // k.shape[1]
+    s = changed(case.score, q @ k.repeat_interleave(group, 1).transpose(-1, -2) * case.scale, tables)
+    s = s.masked_fill(~dense(case, plan.crossed), float("-inf"))
+    peaks = s.amax(-1)
+    wide = s
+    if "sinks" in given:
+        wide = torch.cat([s, given["sinks"].double()[:, None, None].expand(*s.shape[:3], 1)], -1)
+    total = wide.logsumexp(-1)
+    p = torch.exp(s - torch.where(total.isinf(), 0.0, total)[..., None])
+    wanted = p @ v.repeat_interleave(group, 1)
+    wrong = [f"{name} off by {found:.3g}" for name, found in (
+        ("out", (out.double() - wanted).abs().max().item()), ("lse", difference(lse, total)),
+        ("peaks", difference(given["peaks"], peaks) if "peaks" in given else 0.0),
+    ) if not found < 0.02]  # fmt: skip
+    return ", ".join(wrong)
+
+
+def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The greatest difference; equal infinities do not differ."""
+    return float(torch.where(found.double() == wanted, 0.0, (found.double() - wanted).abs()).max())
+
+
+def main(names: list[str]) -> None:
+    from flexmask.runtime.launch import load as load_module
+
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, name in enumerate(names or CASES):
+            path = Path(folder) / f"kernel_{number}.py"
+            path.write_text(source_of(CASES[name]))
+            results[name] = check(CASES[name], load_module(path), "cuda")
+            print(name, results[name] or "as it should be", file=sys.stderr, flush=True)
+    json.dump(results, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,128 @@
+"""The Hopper forward kernel: on the CPU, as threads and barriers, against dense attention; compiled for a GPU that is not here; and as a file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hopper_cases
+import hopper_compiled
+import hopper_on_cpu
+import pytest
+import torch
+from hopper_cases import CASES, Case, plan_of, source_of
+from test_templates_offline import TRITONS
+
+from flexmask.lowering.plan_hopper import plan_hopper
+from flexmask.templates.assemble_hopper import assemble_hopper, in_gluon
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+COMPILED = hopper_compiled.CASES
+
+
+def output_of(script, *arguments, triton=""):
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join([triton, str(ROOT)] if triton else [str(ROOT)])
+    command = [sys.executable, "-W", "ignore", HERE / script, *arguments]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout)
+
+
+@pytest.fixture(scope="session")
+def on_cpu():
+    """Every case run once, in a process of its own, as torch is told to use one thread."""
+    return output_of("hopper_on_cpu.py")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_output_equals_that_of_dense_attention(on_cpu, case):
+    assert on_cpu[case] == "", on_cpu[case]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a GPU of compute capability 9.0"
+)
+def test_output_equals_that_of_dense_attention_on_a_gpu():
+    assert output_of("hopper_cases.py") == dict.fromkeys(CASES, "")
+
+
+MISTAKES = {
+    "a wait for the other phase": ("phase ^ 1", "phase"),
+    "a slot that is not given back": ("mbarrier.arrive(v_empty.index(before))", "pass"),
+    "values that are not waited for": ("mbarrier.wait(v_full.index(before), phase_before)", "pass"),
+    "a warpgroup that does not pass the turn on": ("pass_by(8 + (W + 1) % CONSUMERS, 256)", "pass"),
+    "half of the bytes expected": ("BLOCK_KV * PADDED_DIM * 2", "BLOCK_KV * PADDED_DIM"),
+    "a tile row of the first key only": ("b.to(gl.int64) * stride_mb + h.to(gl.int64) * stride_mh + m", "b.to(gl.int64)"),
+    "a list that is read beyond its end": ("mask=i < part + full, other=0", "mask=i < part + full + 99, other=0"),
+    "cuts of another tile": (
+        "load_cuts(cut_ring.index(slot), cut, b, h, tile, m)",
+        "load_cuts(cut_ring.index(slot), cut, b, h, tile, m + 1)",
+    ),
+    "a queue that is not reset": ("if taken == tiles - 1:", "if taken == tiles:"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_simulation_notices(mistake, monkeypatch):
+    monkeypatch.setattr(hopper_on_cpu, "PATIENCE", 0.5)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    right, wrong = MISTAKES[mistake]
+    case = CASES["crossed"]
+    text = source_of(case)
+    assert right in text
+    try:
+        assert hopper_cases.check(case, hopper_on_cpu.loaded(text.replace(right, wrong)), "cpu") != ""
+    except (hopper_on_cpu.Hang, AssertionError):
+        pass
+
+
+@pytest.fixture(scope="session", params=TRITONS, ids=lambda path: Path(path).name or "installed")
+def compiled(request):
+    """Every case compiled once, by each triton there is."""
+    return output_of("hopper_compiled.py", triton=request.param)
+
+
+@pytest.mark.parametrize("case", COMPILED)
+def test_registers_are_not_spilled(compiled, case):
+    assert compiled[case]["loop_spills"] == 0
+    assert compiled[case]["spills"] == 0
+
+
+@pytest.mark.parametrize("case", COMPILED)
+def test_products_stay_asynchronous(compiled, case):
+    """Where the compiler gives up on that, it waits after every instruction: WARPGROUP counts them."""
+    opcodes, plan = compiled[case]["opcodes"], plan_of(COMPILED[case])
+    steps = 2 if plan.map_form == "none" else 3  # the first tile, PARTIAL ones, FULL ones; each with its P V
+    assert opcodes["HGMMA"] == plan.consumers * steps * (plan.padded_dim + plan.block_kv) // 16
+    assert opcodes["WARPGROUP"] == plan.consumers * steps * 4
+    assert opcodes["UTMALDG"] == (plan.consumers + 4) * plan.padded_dim // 64
+    assert opcodes["UTMASTG"] == plan.consumers
+
+
+@pytest.mark.parametrize("case", COMPILED)
+def test_shared_memory_is_as_estimated(compiled, case):
+    assert abs(compiled[case]["shared_bytes"] - plan_of(COMPILED[case]).shared_bytes()) < 512
+
+
+def test_a_file_says_what_it_is_and_needs_no_flexmask():
+    text = assemble_hopper(plan_hopper(128, map_form="range", pieces=1), header=["mask causal"])
+    assert text.startswith("# mask causal\n# plan: hopper forward D128 bfloat16 sm_90, range map, 1 interval a row")
+    assert "flexmask" not in text and "import_" not in text
+    compile(text, "generated", "exec")
+
+
+def test_a_score_mod_must_be_given_where_the_plan_has_one():
+    with pytest.raises(ValueError, match="the plan has a score mod, but none was given"):
+        assemble_hopper(plan_hopper(64, score=True))
+
+
+def test_what_gluon_has_not_is_refused():
+    with pytest.raises(ValueError, match="the score mod calls sort, which Gluon has not"):
+        in_gluon("@triton.jit\ndef score_mod(score):\n    return tl.sort(score)")
+
+
+def test_kernels_that_differ_in_length_only_are_one():
+    texts = {source_of(Case({"head_dim": 64}, sizes=(1, 1, 1, n, n))) for n in (128, 4096)}
+    assert len(texts) == 1
