@@ -23,15 +23,15 @@ from .replay import Replays
 from .request import Request
 from .store import Store, code_fingerprint
 from .tile_map import TileMap
-from .variants import NO_MASK, Variant, by_predicate, crossed_variant, is_costly, reads_by_score, variants
+from .variants import NO_MASK, Variant, by_predicate, hopper_variants, is_costly, reads_by_score, variants
 
 PARTS = {"dq": "row", "dkdv": "column"}
 
 
 @dataclass(frozen=True)
 class Work:
-    """The kernels of a backward pass with their maps. `fused` computes all three gradients; `rows` (dq) and `columns` (dk and dv) are for
-    where a flag says that it does not, or for all where there is none; `peaks` go before `rows` that add in fixed point."""
+    """The kernels of a backward pass with their maps. Those of `fused` compute all three gradients; `rows` (dq) and `columns` (dk and dv)
+    are for where flags say that none of them does, or for all where there is none; `peaks` go before `rows` that add in fixed point."""
 
     fused: Sequence[Pass]
     rows: Sequence[Pass]
@@ -45,12 +45,12 @@ def find_work(store: Store, request: Request, q: torch.Tensor, target: Target, s
     kernels for dk and dv hold more than their mods need."""
 
     def make() -> Work:
-        fused = () if scatter else _fused(store, request, q, target)
-        if len(fused) == 1:
+        fused, columns = ((), ()) if scatter else _fused(store, request, q, target)
+        if fused and not columns:
             return Work(fused, (), (), ())
         rows = _passes(store, request, q, "dq", target, scatter)
-        columns = fused[1:] or _passes(store, request, q, "dkdv", target, heavy=heavy)
-        return Work(fused[:1], rows, columns, _passes(store, request, q, "dq", target, "peak") if scatter == "fixed" else ())
+        columns = columns or _passes(store, request, q, "dkdv", target, heavy=heavy)
+        return Work(fused, rows, columns, _passes(store, request, q, "dq", target, "peak") if scatter == "fixed" else ())
 
     key = ("backward", request.shapes, target, q.device, scatter, heavy)
     found: Work = store.launches(key, (request.mask, request.score), make)
@@ -76,23 +76,22 @@ def _passes(
     return [(module, _given(tile_map)) for module, tile_map in zip(modules, maps, strict=True)]
 
 
-def _fused(store: Store, request: Request, q: torch.Tensor, target: Target) -> Sequence[Pass]:
-    """The Hopper kernel that computes all three gradients, with its map, and the plain one for dk and dv that takes its place where a flag
-    says so; nothing where that template does not serve."""
+def _fused(store: Store, request: Request, q: torch.Tensor, target: Target) -> tuple[Sequence[Pass], Sequence[Pass]]:
+    """The Hopper kernels that compute all three gradients, with their maps, and the plain one for dk and dv that takes their place where
+    flags say so; nothing where that template does not serve."""
     chosen = choose_fused(store, request, target)
     if isinstance(chosen, str):
-        return ()
-    variant, plan = chosen
-    plans: list[tuple[HopperBackwardPlan | BackwardPlan, Variant]] = [(plan, variant)]
-    if variant.runs == "hold":
-        fallback = by_predicate("fail")
-        plans.append((_plan(store, request, fallback, "dkdv", target), fallback))
-    modules = [_load(store, request, plan) for plan, _ in plans]
+        return (), ()
+    plans: list[tuple[Variant, HopperBackwardPlan | BackwardPlan]] = list(chosen)
+    if chosen[0][0].runs == "hold":
+        plans.append((by_predicate("fail"), _plan(store, request, by_predicate("fail"), "dkdv", target)))
+    modules = [_load(store, request, plan) for _, plan in plans]
     maps: Sequence[TileMap | None] = [None]
-    if request.mask is not None and variant.map_form != "none":
-        wanted = tuple([(variant, plan.block_q, plan.block_kv) for plan, variant in plans])
+    if request.mask is not None and plans[0][0].map_form != "none":
+        wanted = tuple([(variant, plan.block_q, plan.block_kv) for variant, plan in plans])
         maps = find_device_maps(store, request.mask, request.extent(q.device), wanted, "column").maps
-    return [(module, _given(tile_map, ordered=i == 0)) for i, (module, tile_map) in enumerate(zip(modules, maps, strict=True))]
+    passes = [(module, _given(tile_map, i < len(chosen))) for i, (module, tile_map) in enumerate(zip(modules, maps, strict=True))]
+    return passes[: len(chosen)], passes[len(chosen) :]
 
 
 def _load(store: Store, request: Request, plan: BackwardPlan | HopperBackwardPlan) -> Any:
@@ -101,25 +100,26 @@ def _load(store: Store, request: Request, plan: BackwardPlan | HopperBackwardPla
     return store.kernel((key,), lambda: launch.load(store.kernel_file(key, lambda: _write(store, request, plan))))
 
 
-def choose_fused(store: Store, request: Request, target: Target) -> tuple[Variant, HopperBackwardPlan] | str:
-    """The variant by columns and the plan of the Hopper template, or why that does not serve ("" where the GPU is another one)."""
-    if target.arch != 90:
-        return ""
-    if target.plain or not target.tma:
-        return target.plain or "rows of q, k, v and dout are not multiples of 16 bytes apart"
+def choose_fused(store: Store, request: Request, target: Target) -> tuple[tuple[Variant, HopperBackwardPlan], ...] | str:
+    """The variants by columns and their plans for the Hopper template, of which each but the last has a flag that passes the turn on; or
+    why that does not serve ("" where the GPU is another one)."""
+    if target.arch != 90 or target.plain:
+        return target.plain
+    if not target.tma:
+        return "rows of q, k, v and dout are not multiples of 16 bytes apart"
     s, facts = request.shapes, None if request.mask is None else store.facts(request.mask)[1]
     promised = frozenset[int]() if request.mask is None else request.mask.promised
-    variant = variants(facts, promised, "column")[0]
-    crossed = (
-        crossed_variant(facts, promised, "column") if facts is not None and variant.map_form == "list" and not variant.pieces else None
-    )
-    variant = crossed or variant
-    plan = plan_hopper_backward(
-        s.head_dim, s.v_head_dim, dtype=target.dtype_name, arch=target.arch, map_form=variant.map_form, crossed=variant.crossed,
-        pieces=0 if variant.crossed else variant.pieces, starts=variant.starts, runs=variant.runs, score=request.score is not None,
-        evaluated=variant.evaluated or variant.bits,
-    )  # fmt: skip
-    return plan if isinstance(plan, str) else (variant, plan)
+    chosen = []
+    for variant in [v for v in hopper_variants(facts, promised, "column") if not v.evaluated]:
+        plan = plan_hopper_backward(
+            s.head_dim, s.v_head_dim, dtype=target.dtype_name, arch=target.arch, map_form=variant.map_form, crossed=variant.crossed,
+            pieces=0 if variant.crossed else variant.pieces, starts=variant.starts, runs=variant.runs, score=request.score is not None,
+            bits=variant.bits,
+        )  # fmt: skip
+        if isinstance(plan, str):
+            return plan
+        chosen.append((variant, plan))
+    return tuple(chosen)
 
 
 def _variants(request: Request, facts: Facts | None, q: torch.Tensor, axis: str) -> tuple[Variant, ...]:

@@ -14,7 +14,7 @@ from ..lowering import HopperPlan, KernelPlan, plan_forward, plan_hopper
 from .maps import host_variant
 from .request import Request
 from .store import Store
-from .variants import Variant, crossed_variant, is_costly, reads_by_score, variants
+from .variants import Variant, hopper_variants, is_costly, reads_by_score, variants
 
 # why a call keeps to plain Triton whatever its mask
 Plain = str
@@ -67,29 +67,26 @@ def choose(store: Store, request: Request, target: Target, looked_at: Sequence[V
     looking at values would wait, and might change the choice from call to call."""
     facts = None if request.mask is None else store.facts(request.mask)[1]
     promised = frozenset[int]() if request.mask is None else request.mask.promised
+    why = target.plain
+    if not looked_at and target.arch == 90 and not target.plain:
+        plans = [(variant, _hopper(request, target, variant)) for variant in hopper_variants(facts, promised)]
+        why = next((plan for variant, plan in plans if isinstance(plan, str) and not variant.evaluated), "")
+        if not why:
+            return tuple(_with_fallback(store, request, target, *found) for found in plans)
     found = tuple(looked_at) or variants(facts, promised)
-    crossed = crossed_variant(facts, promised) if facts is not None and not looked_at and not found[0].pieces else None
-    if crossed is not None:
-        choice = _choose_one(store, request, target, crossed)
-        if isinstance(choice.plan, HopperPlan):
-            return (choice,)
-    return tuple(_choose_one(store, request, target, variant) for variant in found)
+    return tuple(Choice(variant, _plain(store, request, target, variant), why) for variant in found)
 
 
-def _choose_one(store: Store, request: Request, target: Target, variant: Variant) -> Choice:
-    why = _hopper(store, request, target, variant)
-    if isinstance(why, HopperPlan):
-        return Choice(variant, why)
-    return Choice(variant, _plain(store, request, target, variant), why)
+def _with_fallback(store: Store, request: Request, target: Target, variant: Variant, plan: HopperPlan | str) -> Choice:
+    """One of a mask's kernels, of which the last may be plain Triton's."""
+    return Choice(variant, plan) if isinstance(plan, HopperPlan) else Choice(variant, _plain(store, request, target, variant), plan)
 
 
-def _hopper(store: Store, request: Request, target: Target, variant: Variant) -> HopperPlan | str:
-    """The plan of the Hopper template, or why that does not serve ("" where the GPU is another one)."""
-    if target.arch != 90:
-        return ""
-    if target.plain or not target.tma:
-        return target.plain or "rows of q, k and v are not multiples of 16 bytes apart"
-    s, mods = request.shapes, _evaluated(store, request, variant)
+def _hopper(request: Request, target: Target, variant: Variant) -> HopperPlan | str:
+    """The plan of the Hopper template, or why that does not serve."""
+    if not target.tma:
+        return "rows of q, k and v are not multiples of 16 bytes apart"
+    s, mods = request.shapes, [] if request.score is None else [request.score.expr]
     return plan_hopper(
         s.head_dim, s.v_head_dim, dtype=target.dtype_name, arch=target.arch, map_form=variant.map_form, crossed=variant.crossed,
         pieces=0 if variant.crossed else variant.pieces, starts=variant.starts, runs=variant.runs, score=request.score is not None,

@@ -37,14 +37,15 @@ class DeviceMaps:
 
 
 def build(recipes: Sequence[Recipe], captured: launch.Captures, grids: Sequence[Grid], device: torch.device, room: int) -> DeviceMaps:
-    """The maps for the variants of one mask, their lists of at most `room` entries. The first one's flag decides which of two holds."""
+    """The maps for the variants of one mask, their lists of at most `room` entries. Each one's flag says whether the next has its turn: 0
+    if not, as this one holds; 1; or 2 where one before it does, so that neither has."""
     maps: list[TileMap] = []
     fill: list[Callable[[], None]] = []
     for recipe, grid in zip(recipes, grids, strict=True):
         if isinstance(recipe, ByIntervals):
             made, run = _by_intervals(recipe, captured, grid, device, room)
         else:
-            made, run = _by_predicate(recipe, captured, grid, device, room, maps[0].broken if maps else None)
+            made, run = _by_predicate(recipe, captured, grid, device, room, maps[-1].broken if maps else None)
         maps.append(made)
         fill.append(run if grid.q_len and grid.kv_len else lambda made=made: _clear(made))  # type: ignore[misc]
     found = DeviceMaps(tuple(maps), tuple(fill))
@@ -79,34 +80,36 @@ def _by_predicate(
 ) -> tuple[TileMap, Callable[[], None]]:
     """Lists of tiles, decided by bounds, box tests and evaluation; with a partner's `flag`, only where that says so."""
     lines, lengths, lead = grid.along(recipe.axis), (grid.q_len, grid.kv_len), (grid.batch, grid.heads)
-    flags = torch.zeros(recipe.flags, dtype=torch.int32, device=device) if recipe.flags else flag
-    asked = flags if recipe.flags else None
-    made = TileMap(*lengths, grid.block_q, grid.block_kv, recipe.axis, broken=flag, **_room(lines, device, room))
+    own = torch.zeros(recipe.flags, dtype=torch.int32, device=device) if recipe.flags else None
+    asked = own if flag is None else flag
+    made = TileMap(*lengths, grid.block_q, grid.block_kv, recipe.axis, broken=own if recipe.holds else flag, **_room(lines, device, room))
     if recipe.bits is not None:
-        made = replace(made, broken=flags, **_room_for_bits(made))
+        made = replace(made, **_room_for_bits(made))
     if recipe.crossing is not None:
         made = replace(made, crossing=_room_for_crossing(recipe, grid, device))
     step = max(1, min(lines.rows, MOST_STATES // max(1, grid.batch * grid.heads * lines.columns)))
     packed = launch.packed(captured)
 
     def fill() -> None:
+        if own is not None and flag is not None:
+            own.copy_(flag).narrow(0, 0, 1).copy_(2 * flag[:1].eq(0))  # what is known of tables, and a 2 where the partner holds
         summaries = recipe.summaries(grid, device)
         hulls = _empty(device, recipe.hulls, *lead, lines.rows, 2) if recipe.hulls else None
         if recipe.survey is not None:
-            recipe.survey.survey(packed, *lengths, *lead, hulls=hulls, summaries=summaries, broken=asked)
+            recipe.survey.survey(packed, *lengths, *lead, hulls=hulls, summaries=summaries, broken=own if flag is None else None)
         boxes = launch.packed(((*captured[0], *summaries), captured[1]))
         states = torch.empty(*lead, step, lines.columns, dtype=torch.int8, device=device)
         for first in range(0, lines.rows, step):
             part = states if first + step <= lines.rows else torch.empty_like(states[:, :, : lines.rows - first])
-            recipe.tiles.tiles(part, first, packed, boxes, *lengths, hulls=hulls, broken=flags, only_if_broken=flag is not None)
+            recipe.tiles.tiles(part, first, packed, boxes, *lengths, hulls=hulls, broken=asked, only_if_broken=flag is not None)
             launch.list_states(made, part, first, only_if=flag)
         if recipe.bits is not None:
             slots = torch.zeros(slots_for(MOST_PATTERNS), dtype=torch.int64, device=device)
             launch.find_bits(recipe.bits, made, slots, packed)
         if made.crossing is not None:
-            recipe.crossing.survey(packed, *lengths, *lead, starts=made.crossing.starts, stops=made.crossing.ends)
+            recipe.crossing.survey(packed, *lengths, *lead, starts=made.crossing.starts, stops=made.crossing.ends, broken=own)
 
-    return made, fill if asked is None else _zeroed(asked, fill)
+    return made, fill if own is None or flag is not None else _zeroed(own, fill)
 
 
 def _room_for_crossing(recipe: ByPredicate, grid: Grid, device: torch.device) -> Intervals:

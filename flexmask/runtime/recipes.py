@@ -43,8 +43,9 @@ class ByIntervals:
 
 @dataclass(frozen=True)
 class ByPredicate:
-    """Maps by bounds (`hulls` of them), box test and evaluation; `flags` on the device (0: none, or those of a partner). With `bits`,
-    also the bits of PARTIAL tiles; with `crossing`, a survey of the other axis, also the interval of each line there."""
+    """Maps by bounds (`hulls` of them), box test and evaluation; `flags` on the device (0: none, or those of a partner), of which the first
+    says, for one that `holds` or not, whether it does. With `bits`, also the bits of PARTIAL tiles; with `crossing`, a survey of the other
+    axis, also the interval of each line there."""
 
     axis: str
     hulls: int
@@ -54,6 +55,7 @@ class ByPredicate:
     tiles: Any
     bits: Any = None
     crossing: Any = None
+    holds: bool = False
 
     def summaries(self, grid: Grid, device: torch.device) -> tuple[torch.Tensor, ...]:
         """Memory for the least and greatest value of each term in each block, in the order of the terms."""
@@ -129,7 +131,7 @@ class _Cook:
         variant, block_q, block_kv = wanted
         box, bounds = find_box(self.facts.predicate, len(self.traced.tensors)), self._bounds()
         # with a partner before it the tables have been looked at already
-        tables = () if variant.runs == "fail" and len(others) > 1 else _tables(bounds)
+        tables = _tables(bounds) if wanted is others[0] else ()
 
         def write() -> str:
             return assemble_survey(
@@ -142,18 +144,19 @@ class _Cook:
         tiles = self._module("tiles", wanted, lambda: self._tiles_text(box, bounds, block_q, block_kv))
         bits = self._module("bits", wanted, lambda: self._bits_text(block_q, block_kv)) if variant.bits else None
         crossing = self._crossing(wanted) if variant.crossed else None
-        flags = 1 + len(self.traced.tensors) if tables or variant.bits else 0
-        return ByPredicate(self.axis, len(bounds), flags, _terms(box), survey, tiles, bits, crossing)
+        flags = 1 + len(self.traced.tensors) if tables or variant.runs == "hold" else 0
+        return ByPredicate(self.axis, len(bounds), flags, _terms(box), survey, tiles, bits, crossing, variant.runs == "hold")
 
     def _crossing(self, wanted: Wanted) -> Any:
-        """The survey that gives the interval of each line of the other axis."""
+        """The survey that gives the interval of each line of the other axis, and looks at the tables that must ascend for it."""
         _, block_q, block_kv = wanted
         other = replace(self, axis="column" if self.axis == "row" else "row")
+        form = other._form()
         text = partial(
-            assemble_survey, axis=other.axis, block_q=block_q, block_kv=block_kv, form=other._form(), ranges=False, bounds=(), box=None,
-            captures=captures_of(self.traced), tables=(), header=self._header("survey"),
+            assemble_survey, axis=other.axis, block_q=block_q, block_kv=block_kv, form=form, ranges=False, bounds=(), box=None,
+            captures=captures_of(self.traced), tables=form.sorted_tables, header=self._header("survey"),
         )  # fmt: skip
-        return other._module("survey crossing ()", wanted, text)
+        return other._module(f"survey crossing {form.sorted_tables}", wanted, text)
 
     def _tiles_text(self, box: BoxTest, bounds: Sequence[Form], block_q: int, block_kv: int) -> str:
         captures = captures_of(self.traced)

@@ -48,15 +48,29 @@ def variants(facts: Facts | None, promised: Set[int] = frozenset(), axis: str = 
     return by_intervals(facts, axis, "hold"), _evaluated("fail", "partial tiles evaluate the predicate where the intervals do not hold")
 
 
-def crossed_variant(facts: Facts, promised: Set[int] = frozenset(), axis: str = "row") -> Variant | None:
-    """For a mask that keeps no intervals along `axis` (each key of its own end, say): the variant whose PARTIAL tiles compare with the
-    one interval that each line of the other axis keeps; None where those are not known for certain."""
+def hopper_variants(facts: Facts | None, promised: Set[int] = frozenset(), axis: str = "row") -> tuple[Variant, ...]:
+    """The same for the kernels of the Hopper template, which evaluate no predicate: after the intervals of the lines, if there are any, or
+    else of the lines that cross them, come the bits of PARTIAL tiles. Only the last of several kernels, where even those have no room, is
+    one that evaluates; each but the last "holds" where all before it fail."""
+    plain = variants(facts, promised, axis)
+    if facts is None or (plain[0].runs == "always" and not plain[0].evaluated):
+        return plain
+    crossed = _crossed(facts, promised, axis)
+    if crossed is not None and crossed.runs == "always":
+        return (crossed,)
+    first = [plain[0]] if plain[0].pieces else [] if crossed is None else [crossed]
+    bits = Variant("list", 0, True, "hold", "partial tiles read their bits from the map", bits=True)
+    return (*first, bits, _evaluated("fail", "partial tiles evaluate the predicate where there are too many different patterns of bits"))
+
+
+def _crossed(facts: Facts, promised: Set[int], axis: str) -> Variant | None:
+    """The variant whose PARTIAL tiles compare with the one interval that each line of the other axis keeps; None where there is none."""
     form, across = (facts.columns, "key") if axis == "row" else (facts.rows, "query")
-    known = isinstance(form, Form) and form.residue is None and form.certain and not set(form.sorted_tables) - promised
-    if not known or len(form.pieces) != 1:  # type: ignore[union-attr]
+    if not isinstance(form, Form) or form.residue is not None or not form.certain or len(form.pieces) != 1:
         return None
-    why = f"partial tiles compare with the interval of each {across}"
-    return Variant("list", 1, form.sides != "stop", "always", why, crossed=True)  # type: ignore[union-attr]
+    holds = bool(set(form.sorted_tables) - promised)
+    why = f"partial tiles compare with the interval of each {across}" + (f", where {_condition(form)}" if holds else "")
+    return Variant("list", 1, form.sides != "stop", "hold" if holds else "always", why, crossed=True)
 
 
 # operations on (query, key) pairs in a mod's text, beyond which its values crowd the registers

@@ -1,4 +1,4 @@
-"""The source of a Hopper forward kernel: one readable, self-contained file, from a plan, the emitted score mod, and the templates' own text."""
+"""The source of a Hopper forward kernel: one self-contained file, from a plan, the emitted score mod, and the templates' own text."""
 
 from __future__ import annotations
 

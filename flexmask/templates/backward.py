@@ -190,7 +190,7 @@ def is_idle(broken):
     if RUNS == "hold":
         idle = tl.load(broken) != 0
     if RUNS == "fail":
-        idle = tl.load(broken) == 0
+        idle = tl.load(broken) != 1
     return idle
 
 
@@ -256,13 +256,13 @@ def attention_backward_q(
     mask_tables, mask_numbers, score_tables, score_numbers, grads,  # tuples: see `pack`; what score_scatter adds to
     starts, stops, stride_ib, stride_ih,  # row intervals int32 [.., .., Q, PIECES], strides in rows
     ranges, counts, offsets, index, stride_mb, stride_mh,  # the tile map, strides in tile rows
-    broken, spared,  # int32: 0 where the map's row intervals hold; 0 where another kernel has done all (None: never)
+    broken, spared,  # int32: 0 where the map's row intervals hold; 1 where no kernel before has done all (None: never)
     seed, threshold, factor,  # of dropout, as in the forward kernel; seed may be None
 ):  # fmt: skip
     """One tile row of dq, and its share of the gradients of captured tables."""
     idle = is_idle(broken)
     if spared is not None:
-        idle = idle | (tl.load(spared) == 0)
+        idle = idle | (tl.load(spared) != 1)
     if idle:
         return
     m, b, h = find_tile(q_len, heads, resident)

@@ -77,7 +77,7 @@ def backward_q(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captur
     captured tables are added to, for a plan that scatters; for "peak" and "fixed" an int64 buffer for each table, then an int32 one for
     each, then a limit for each. "peak" only raises the int32 ones, and gives no dq. `broken` is the flag that a kernel looks at which does
     not always run; `into` the dq that its partner has filled where this one returns. `dropout` is what the forward pass was given.
-    `spared` is a flag on the device: where it is 0 another kernel has filled `into`.
+    `spared` is a flag on the device: unless it is 1 another kernel has filled `into`.
     """
     batch, heads, q_len, head_dim = q.shape
     kv_len = k.shape[2]

@@ -39,15 +39,17 @@ def backward(
     `rows` and `columns` are the kernels of each part with their maps: one, or two of which a flag on the device chooses. out and dout are
     [B, Hq, Q, Dv], lse and dlse float32 [B, Hq, Q]. `mask` and `score` are captured (tensors, numbers); `grads` what the
     gradients of captured tables are added to, as `backward_q` takes them. `peaks` are the kernels, of the same tiles, that must run
-    before those of `rows` which add in fixed point. `sinks` and `dropout` are those that the forward pass was given. `fused` is a kernel
-    of all three gradients, or none; where its map has a flag, `rows` and `columns` are for when that says that it did nothing.
+    before those of `rows` which add in fixed point. `sinks` and `dropout` are those that the forward pass was given. `fused` are
+    kernels of all three gradients, which take turns, or none; where the last one's map has a flag, `rows` and `columns` are for when that
+    says that none of them did anything.
     """
     first = (fused or rows)[0][0]
     terms = first.row_terms(out, lse, dout, dlse)
     mods = (first.pack(*mask), first.pack(*score))
     dq, dkv, flag = None, None, {}
     for module, tile_map in fused:
-        dq, *dkv = module.backward(q, k, v, dout, terms, scale, *mods, **tile_map)
+        into = None if dq is None else (dq, *dkv)
+        dq, *dkv = module.backward(q, k, v, dout, terms, scale, *mods, **tile_map, into=into)
         flag = {"spared": tile_map["broken"]} if rows else {}
     for module, tile_map in peaks:
         module.backward_q(q, k, v, dout, terms, scale, *mods, **tile_map, grads=grads, dropout=dropout)

@@ -300,7 +300,7 @@ def attention_forward(
     row_starts, row_stops, stride_rb, stride_rh,  # row intervals int32 [.., .., Q, PIECES], strides in rows
     ranges, counts, offsets, index, stride_mb, stride_mh,  # the tile map, strides in tile rows
     patterns, words,  # the numbers of PARTIAL tiles' bits, beside `index`, and the bits
-    broken,  # int32: 0 where the map's row intervals, or bits, hold
+    broken,  # int32: 0 where the map's row intervals, or bits, hold; 1 where they fail, and no kernel before has done the work
     sinks, peaks,  # [Hq], a logit of each head that has no value; float32 [B, Hq, Q], for the greatest scores; either may be None
     seed, threshold, factor,  # of dropout: int64, or None; how many of 2**24 it drops; what it multiplies the others by
 ):  # fmt: skip
@@ -309,7 +309,7 @@ def attention_forward(
     if RUNS == "hold":
         idle = tl.load(broken) != 0
     if RUNS == "fail":
-        idle = tl.load(broken) == 0
+        idle = tl.load(broken) != 1
     if idle:
         return
     m, b, h = find_tile(q_len, heads, resident)

@@ -91,6 +91,27 @@ def kept_bits(bounds, first, COLUMNS: gl.constexpr, PIECES: gl.constexpr, STARTS
 
 
 @gluon.jit
+def load_words(source, count, ROWS: gl.constexpr, WORDS: gl.constexpr, FOURS: gl.constexpr):
+    """int32 source[row * WORDS + word] for rows [0, ROWS), or 0 where word >= count: [ROWS, WORDS, 1]. Every thread has all words of its
+    rows. FOURS is the layout of `in_fours` of an accumulator with 32 * WORDS columns, for any power of two of WORDS."""
+    row = gl.arange(0, ROWS, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, FOURS))))[:, None, None]
+    word = gl.arange(0, WORDS, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, FOURS))))[None, :, None]
+    return gl.load(source + (row * WORDS + word), mask=word < count, other=0)
+
+
+@gluon.jit
+def share_words(words):
+    """What each thread needs of the words of `load_words`, where bit c of word w stands for column 32w + c, as `low_bits` has it."""
+    THREADS: gl.constexpr = words.type.layout
+    place = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, THREADS)))[None, None, :]
+    word = gl.arange(0, words.shape[1], gl.SliceLayout(0, gl.SliceLayout(2, THREADS)))[None, :, None]
+    pairs = (words >> (2 * place)) & 0x03030303  # in each byte the pair of one eight
+    # times 2**24 + 2**18 + 2**12 + 2**6: the four pairs stand side by side in the highest byte, and no two others add to a carry
+    byte = ((pairs * 0x01041040) >> 24) & 0xFF
+    return gl.sum(byte << (8 * word), axis=1)[:, None, :, None]
+
+
+@gluon.jit
 def spread(word, ROWS: gl.constexpr, COLUMNS: gl.constexpr, ACCUMULATOR: gl.constexpr):
     """Words of bits as bool [ROWS, COLUMNS] in the accumulator's layout."""
     FOURS: gl.constexpr = word.type.layout

@@ -14,7 +14,23 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
-from .hopper import INFINITY, LN2, LOG2E, in_fours, kept_bits, load_bound, meet, pass_by, spread, tma_load, tma_store, to_half
+from .hopper import (
+    INFINITY,
+    LN2,
+    LOG2E,
+    in_fours,
+    kept_bits,
+    load_bound,
+    load_words,
+    low_bits,
+    meet,
+    pass_by,
+    share_words,
+    spread,
+    tma_load,
+    tma_store,
+    to_half,
+)
 
 # ---- constants of the plan
 HEAD_DIM = gl.constexpr(64)
@@ -38,6 +54,8 @@ MAP_FORM = gl.constexpr("none")
 PIECES = gl.constexpr(0)
 # or with one interval of queries for each key
 CROSSED = gl.constexpr(False)
+# or are masked by bits, a pattern of them for each PARTIAL tile of a list
+BITS = gl.constexpr(False)
 # whether intervals may begin after the first key (or query)
 STARTS = gl.constexpr(True)
 # "always"; or only where the map's flag on the device says that its intervals "hold", or that they "fail"
@@ -47,6 +65,12 @@ SCORE = gl.constexpr(False)
 
 ROWS = gl.constexpr(64)
 CONSUMERS = gl.constexpr(BLOCK_Q.value // ROWS.value)
+WORDS = gl.constexpr(BLOCK_KV.value // 32)
+# numbers of a record
+FIELDS = gl.constexpr(16 if BITS.value else 8)
+# instead of a pattern's number, where the first tile of a walk has none: it is FULL; or stands for the tiles of a row that keeps nothing
+ALL = gl.constexpr(-1)
+NOTHING = gl.constexpr(-2)
 # layouts of scores and output in a warpgroup, of the probabilities that it multiplies values with, and of a number for each row
 SCORES = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_KV.value, 16]))
 OUTPUT = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PADDED_V_DIM.value, 16]))
@@ -73,7 +97,7 @@ def score_mod(tables, numbers, row, score, b, h, q_idx, kv_idx):
 def walk_none(kv_len):
     """The walk over all tiles of keys, from the last to the first: see `find_walk`."""
     columns = gl.cdiv(kv_len, BLOCK_KV)
-    return columns - 1, 0, 0, columns - 2, columns - 1
+    return columns - 1, 0, 0, columns - 2, columns - 1, 0
 
 
 @gluon.jit
@@ -88,11 +112,11 @@ def walk_range(ranges, whole):
     some = gl.minimum(part, 1)
     taken = gl.minimum(full, 1 - some)
     first = gl.where(part > 0, gl.where(last >= first_full, last + full, last), gl.where(full > 0, last_full - 1, 0))
-    return first, last - 1, part - some, last_full - 1 - taken, full - taken
+    return first, last - 1, part - some, last_full - 1 - taken, full - taken, 0
 
 
 @gluon.jit
-def walk_list(counts, offsets, index, whole):
+def walk_list(counts, offsets, index, patterns, whole):
     """The walk from a map in list form: a short FULL tile (always the last one, number `whole`), PARTIAL tiles, FULL ones."""
     full, part = gl.load(counts), gl.load(counts + 1)
     full_at, part_at = gl.load(offsets), gl.load(offsets + 1)
@@ -101,14 +125,18 @@ def walk_list(counts, offsets, index, whole):
     short = (gl.load(index + full_at + full - 1, mask=full > 0, other=-1) == whole).to(gl.int32)
     some = gl.minimum(part, 1 - short)
     taken = gl.minimum(full, 1 - short - some)
-    return gl.where(short > 0, whole, first), part_at + some, part - some, full_at + taken, full - taken - short
+    pattern = 0
+    if BITS:
+        pattern = gl.load(patterns + part_at, mask=some > 0, other=0)
+        pattern = gl.where(some > 0, pattern, gl.where(full > 0, ALL, NOTHING))
+    return gl.where(short > 0, whole, first), part_at + some, part - some, full_at + taken, full - taken - short, pattern
 
 
 @gluon.jit
 def find_walk(tile_map, b, h, m, kv_len):
-    """(first, part_at, part, full_at, full): the first tile of keys of a tile row, tile 0 where it keeps none; where the other PARTIAL
-    tiles begin and how many there are; and the same of FULL ones."""
-    ranges, counts, offsets, index, stride_mb, stride_mh = tile_map
+    """(first, part_at, part, full_at, full, pattern): the first tile of keys of a tile row, tile 0 where it keeps none; where the other
+    PARTIAL tiles begin and how many there are; the same of FULL ones; and the pattern of bits that masks the first, ALL or NOTHING."""
+    ranges, counts, offsets, index, stride_mb, stride_mh, patterns, words = tile_map
     if MAP_FORM == "none":
         walk = walk_none(kv_len)
     else:
@@ -116,7 +144,7 @@ def find_walk(tile_map, b, h, m, kv_len):
         if MAP_FORM == "range":
             walk = walk_range(ranges + line * 4, kv_len // BLOCK_KV)
         else:
-            walk = walk_list(counts + line * 2, offsets + line * 2, index, kv_len // BLOCK_KV)
+            walk = walk_list(counts + line * 2, offsets + line * 2, index, patterns, kv_len // BLOCK_KV)
     return walk
 
 
@@ -131,6 +159,19 @@ def partial_tile(tile_map, i, part_at, part, full_at, full):
     else:
         tile = 0
     return tile
+
+
+@gluon.jit
+def masked_tile(tile_map, i, part_at, part, full_at, full):
+    """What a step needs to know of PARTIAL tile i of a walk, not counting the first: its number, where that is looked at, and its
+    pattern of bits."""
+    tile = 0
+    if SCORE or not BITS:
+        tile = partial_tile(tile_map, i, part_at, part, full_at, full)
+    pattern = 0
+    if BITS:
+        pattern = gl.load(tile_map[6] + part_at + i, mask=i < part, other=0)
+    return tile, pattern
 
 
 @gluon.jit
@@ -168,18 +209,20 @@ def find_tile(turn, call, tile_map):
         m = gl.load(order + rest // resident)
     head = group * resident + rest % resident
     b, h = head // heads, head % heads
-    first, part_at, part, full_at, full = find_walk(tile_map, b, h, m, kv_len)
-    return m, b, h, first, part_at, part, full_at, full
+    first, part_at, part, full_at, full, pattern = find_walk(tile_map, b, h, m, kv_len)
+    return m, b, h, first, part_at, part, full_at, full, pattern
 
 
 @gluon.jit
-def publish(records, full, empty, number, m, b, h, first, part_at, part, full_at, fulls):
+def publish(records, full, empty, number, m, b, h, first, part_at, part, full_at, fulls, pattern):
     """Hand the record of tile `number` of this program to the warpgroups that multiply; m is -1 where there is none."""
     slot = number & 1
     mbarrier.wait(empty.index(slot), ((number >> 1) & 1) ^ 1)
-    i = gl.arange(0, 8, gl.BlockedLayout([1], [32], [1], [0]))
+    i = gl.arange(0, FIELDS, gl.BlockedLayout([1], [32], [1], [0]))
     low = gl.where(i == 0, m, gl.where(i == 1, b, gl.where(i == 2, h, first)))
     high = gl.where(i == 4, part_at, gl.where(i == 5, part, gl.where(i == 6, full_at, fulls)))
+    if BITS:
+        high = gl.where(i < 8, high, pattern)
     records.index(slot).store(gl.where(i < 4, low, high).to(gl.int32))
     mbarrier.arrive(full.index(slot))
 
@@ -227,9 +270,9 @@ def produce(sources, rings, q_ring, records, bars, q_bars, record_bars, call, ti
     at = 0
     number = 0
     turn = gl.program_id(0)
-    m, b, h, first, part_at, part, full_at, full = find_tile(turn, call, tile_map)
+    m, b, h, first, part_at, part, full_at, full, pattern = find_tile(turn, call, tile_map)
     while turn < tiles:
-        publish(records, record_bars[0], record_bars[1], number, m, b, h, first, part_at, part, full_at, full)
+        publish(records, record_bars[0], record_bars[1], number, m, b, h, first, part_at, part, full_at, full, pattern)
         buffer = (number % Q_STAGES) * CONSUMERS
         for w in gl.static_range(CONSUMERS):
             mbarrier.wait(q_empty.index(buffer + w), ((number // Q_STAGES) & 1) ^ 1)
@@ -252,7 +295,7 @@ def produce(sources, rings, q_ring, records, bars, q_bars, record_bars, call, ti
             turn = taken + gl.num_programs(0)
         else:
             turn += gl.num_programs(0)
-        next_m, next_b, next_h, next_first, next_part_at, next_part, next_full_at, next_full = find_tile(turn, call, tile_map)
+        next_m, next_b, next_h, next_first, next_part_at, next_part, next_full_at, next_full, next_pattern = find_tile(turn, call, tile_map)
         for i in range(early, count):
             tile = following
             following = any_tile(tile_map, i, part_at, part, full_at, full)
@@ -260,13 +303,13 @@ def produce(sources, rings, q_ring, records, bars, q_bars, record_bars, call, ti
             at += 1
         number += 1
         m, b, h, first = next_m, next_b, next_h, next_first
-        part_at, part, full_at, full = next_part_at, next_part, next_full_at, next_full
-    publish(records, record_bars[0], record_bars[1], number, -1, 0, 0, 0, 0, 0, 0, 0)
+        part_at, part, full_at, full, pattern = next_part_at, next_part, next_full_at, next_full, next_pattern
+    publish(records, record_bars[0], record_bars[1], number, -1, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @gluon.jit
 def field(record, I: gl.constexpr):
-    return gl.sum(gl.where(gl.arange(0, 8, record.type.layout) == I, record, 0), axis=0)
+    return gl.sum(gl.where(gl.arange(0, FIELDS, record.type.layout) == I, record, 0), axis=0)
 
 
 @gluon.jit
@@ -274,18 +317,28 @@ def fetch(records, full, empty, number):
     """The record of tile `number`, as `publish` was given it."""
     slot = number & 1
     mbarrier.wait(full.index(slot), (number >> 1) & 1)
-    x = records.index(slot).load(gl.BlockedLayout([8], [32], [4], [0]))
+    x = records.index(slot).load(gl.BlockedLayout([FIELDS], [32], [4], [0]))
     m, b, h, first = field(x, 0), field(x, 1), field(x, 2), field(x, 3)
     part_at, part, full_at, fulls = field(x, 4), field(x, 5), field(x, 6), field(x, 7)
+    pattern = 0
+    if BITS:
+        pattern = field(x, 8)
     mbarrier.arrive(empty.index(slot))
-    return m, b, h, first, part_at, part, full_at, fulls
+    return m, b, h, first, part_at, part, full_at, fulls, pattern
+
+
+@gluon.jit
+def fours():
+    """The layout of scores after `in_fours`."""
+    LAYOUT: gl.constexpr = in_fours(gl.full([ROWS, BLOCK_KV], 0.0, gl.float32, SCORES)).type.layout
+    return LAYOUT
 
 
 @gluon.jit
 def load_bounds(rows, b, h, start):
     """The row intervals of 64 rows: start and stop of each piece, as `load_bound` gives them."""
     row_starts, row_stops, stride_rb, stride_rh, q_len = rows
-    FOURS: gl.constexpr = in_fours(gl.full([ROWS, BLOCK_KV], 0.0, gl.float32, SCORES)).type.layout
+    FOURS: gl.constexpr = fours()
     at = (b.to(gl.int64) * stride_rb + h.to(gl.int64) * stride_rh + start) * PIECES
     bounds = ()
     if PIECES > 0:
@@ -304,6 +357,24 @@ def load_bounds(rows, b, h, start):
 
 
 @gluon.jit
+def load_pattern(tile_map, pattern, W: gl.constexpr):
+    """The bits of 64 rows in a pattern, which `share_words` takes; nothing is read where there is no such pattern."""
+    bits = 0
+    if BITS:
+        source = tile_map[7] + (pattern.to(gl.int64) * BLOCK_Q + W * ROWS) * WORDS
+        bits = load_words(source, gl.where(pattern >= 0, WORDS, 0), ROWS, WORDS, fours())
+    return bits
+
+
+@gluon.jit
+def first_bits(bits, pattern, tile, kv_len):
+    """The words of `low_bits` for the first tile of a walk."""
+    place = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, fours()))))[None, None, :, None]
+    kept = low_bits(gl.where(pattern == ALL, kv_len, 0) - 2 * place, tile * BLOCK_KV, BLOCK_KV)
+    return gl.where(pattern >= 0, share_words(bits), kept)
+
+
+@gluon.jit
 def masked_scores(s, bounds, cuts, tile, kv_len, W: gl.constexpr):
     """Scores with -inf where they are not kept."""
     if CROSSED:
@@ -317,6 +388,16 @@ def masked_scores(s, bounds, cuts, tile, kv_len, W: gl.constexpr):
     else:
         keep = (tile * BLOCK_KV + gl.arange(0, BLOCK_KV, BY_KEY))[None, :] < kv_len
     return gl.where(keep, s, -INFINITY)
+
+
+@gluon.jit
+def score_context(score_mods, b, h, q_idx, scale):
+    """What the score mod is given besides scores and keys, and what depends on the rows only."""
+    tables, numbers = score_mods
+    context = ()
+    if SCORE:
+        context = (tables, numbers, score_row(tables, numbers, b, h, q_idx), b, h, q_idx, scale)
+    return context
 
 
 @gluon.jit
@@ -430,10 +511,7 @@ def consume(
         start = m * BLOCK_Q + W * ROWS
         row = start + gl.arange(0, ROWS, BY_ROW)
         bounds = load_bounds(rows, b, h, start)
-        score = ()
-        if SCORE:
-            tables, numbers = score_mods
-            score = (tables, numbers, score_row(tables, numbers, b, h, row[:, None]), b, h, row[:, None], scale)
+        score = score_context(score_mods, b, h, row[:, None], scale)
         following = partial_tile(tile_map, 0, part_at, part, full_at, full)
         buffer = (number % Q_STAGES) * CONSUMERS + W
         q = q_ring.index(buffer).reshape([ROWS, PADDED_DIM])

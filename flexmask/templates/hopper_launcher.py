@@ -71,19 +71,19 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
     if not SCORE and scale <= 0:  # the kernel takes the maximum before it multiplies by the scale
         q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
     rows = triton.cdiv(q_len, BLOCK_Q.value)
-    tiles, programs = rows * batch * heads, processors(q.device)
+    tiles, programs, group = rows * batch * heads, processors(q.device), heads // k.shape[1]
     if SCHEDULE == "queue" and queue is None:
         queue = torch.zeros(1, dtype=torch.int32, device=q.device)
     tile_map = counts if ranges is None else ranges
+    resident = resident_heads(batch * heads, kv_len, (k.shape[3] + v.shape[3]) * k.element_size() // group)
     attention_forward[(tiles if SCHEDULE == "grid" else min(tiles, programs),)](
         tiles_of(q, ROWS.value, PADDED_DIM.value), tiles_of(k, BLOCK_KV.value, PADDED_DIM.value),
         tiles_of(v, BLOCK_KV.value, PADDED_V_DIM.value), tiles_of(out, ROWS.value, PADDED_V_DIM.value), lse,
-        float(scale), q_len, kv_len, tiles, rows, resident_heads(batch * heads, kv_len, (k.shape[3] + v.shape[3]) * k.element_size()),
-        heads, heads // k.shape[1], int(k.shape[0] > 1), *score_captures,
+        float(scale), q_len, kv_len, tiles, rows, resident, heads, group, int(k.shape[0] > 1), *score_captures,
         row_starts, row_stops, *strides(row_starts, q_len),
         column_starts, column_stops, *strides(column_starts, kv_len),
         ranges, counts, offsets, index, *strides(tile_map, rows),
         order, queue, broken, None if sinks is None else sinks.contiguous(), peaks,
-        num_warps=4,
+        num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return out, lse

@@ -58,7 +58,7 @@ def states_kernel(states, counts, offsets, index, broken, first, rows, blocks, c
     wanted = 1
     if broken is not None:
         wanted = tl.load(broken)
-    if wanted != 0:
+    if wanted == 1:
         row = line // rows * blocks + first + line % rows
         list_row_of_states(states + line.to(tl.int64) * columns, counts, offsets, index, row, columns, share, iota)
 
@@ -67,7 +67,7 @@ def list_states(states, counts, offsets, index, first, share, iota, evaluated_on
     """List the tiles of contiguous int8 states [batch, heads, rows, columns], rows [first, first + rows) of the map.
 
     counts, offsets: contiguous int32 [batch, heads, blocks, 2]; index: int32, see the head of this file. Where `evaluated_only_if`
-    (int32, the map's flags) begins with 0 nothing is done.
+    (int32, the map's flags) does not begin with 1 nothing is done.
     """
     batch, heads, rows, columns = states.shape
     lines = batch * heads * rows

@@ -119,7 +119,7 @@ def compile_hopper_offline(
     mods = (module.pack((), ()), module.pack(*score))
     arguments = _recorded(module, "attention_forward", lambda: module.forward(*_tensors(plan), 0.125, *mods, **given))
     with _compiling_for(plan.arch):
-        kernel = module.attention_forward.warmup(*arguments, grid=(1,), num_warps=4)
+        kernel = module.attention_forward.warmup(*arguments, grid=(1,), num_warps=4, enable_fp_fusion=True)
     return _facts(kernel, plan.arch)
 
 

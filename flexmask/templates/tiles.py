@@ -219,7 +219,7 @@ def decide_tiles(
     spans = tl.cdiv(columns, span)
     items = leads * rows * spans
     if ONLY_IF_BROKEN:
-        items = tl.where(tl.load(broken) == 0, 0, items)
+        items = tl.where(tl.load(broken) == 1, items, 0)
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         row_of_tiles = item // spans
         begin = item % spans * span
@@ -238,7 +238,7 @@ def tiles(states, first, captures, box_captures, q_len, kv_len, hulls=None, brok
 
     Captures come from `pack`; `box_captures` are the mask's with the summary tables after its own tensors. `hulls`, contiguous int32
     [HULLS, batch, heads, owner blocks, 2], may be left out; each counts where `broken` (int32 [1 + tables]) is None or 0 for its tables.
-    With `only_if_broken` nothing is done where broken[0] is 0. One launch, nothing is waited for.
+    With `only_if_broken` nothing is done unless broken[0] is 1. One launch, nothing is waited for.
     """
     batch, heads, rows, columns = states.shape
     if states.numel() == 0:

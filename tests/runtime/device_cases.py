@@ -19,7 +19,7 @@ from flexmask import reference
 from flexmask.runtime.maps import Extent, find_device_maps
 from flexmask.runtime.store import Store
 from flexmask.runtime.tile_map import TileMap
-from flexmask.runtime.variants import by_predicate, variants
+from flexmask.runtime.variants import Variant, by_predicate, hopper_variants, variants
 
 SIZES = (1, 2, 35, 41)
 BLOCKS = {"row": (24, 8), "column": (16, 13)}
@@ -36,28 +36,35 @@ def problems(
     extent = Extent(q_len, kv_len, batch, heads, torch.device(device))
     for axis, (block_q, block_kv) in (blocks or BLOCKS).items():
         want = states_of(dense, block_q, block_kv)
-        chosen = variants(facts, traced.promised, axis)
-        if chosen[0].map_form == "none":
+        plain, hopper = (find(facts, traced.promised, axis) for find in (variants, hopper_variants))
+        if plain[0].map_form == "none":
             continue
-        made = find_device_maps(store, traced, extent, tuple((variant, block_q, block_kv) for variant in chosen), axis)
-        for turn in range(2):
-            holds = len(chosen) == 1 or int(made.maps[0].broken[0]) == 0
-            found = made.maps[0 if holds else 1]
-            wrong += [f"{axis}: {chosen}"] * (not same(found.states(), want))
-            if found.intervals is not None:
-                wrong += [f"{axis}: intervals"] * (not torch.equal(found.intervals.to_dense().expand_as(dense), dense))
-            if found.words is not None:
-                wrong += [f"{axis}: bits"] * (not bits_agree(found, dense))
-            if turn or len(chosen) == 1:
-                break
-            made.refill()  # in place, to the same effect
-        assert len(made.maps) == 1 or made.maps[0].broken is made.maps[1].broken
+        for chosen in [plain, hopper] if everywhere and hopper != plain else [plain]:
+            made = find_device_maps(store, traced, extent, tuple((variant, block_q, block_kv) for variant in chosen), axis)
+            for _ in range(min(2, len(chosen))):
+                turns = [each for variant, each in zip(chosen, made.maps, strict=True) if is_its_turn(variant, each)]
+                wrong += [f"{axis}: {chosen}: turns {len(turns)}"] * (len(turns) != 1)
+                wrong += [f"{axis}: {chosen}: {what}" for each in turns for what in differences(each, want, dense)]
+                made.refill()  # in place, to the same effect
         if not everywhere:
             continue
         alone = find_device_maps(store, traced, extent, ((by_predicate(), block_q, block_kv),), axis).maps[0]
         wrong += [f"{axis}: evaluated"] * (not same(alone.states(), want))
         wrong += [f"{axis}: listed"] * (not same(alone.listed().states(), want))
     return wrong
+
+
+def is_its_turn(variant: Variant, made: TileMap) -> bool:
+    """Whether the kernel of this map does something."""
+    return variant.runs == "always" or int(made.broken[0]) == {"hold": 0, "fail": 1}[variant.runs]
+
+
+def differences(made: TileMap, want: torch.Tensor, dense: torch.Tensor) -> list[str]:
+    """What of a map is not as the mask."""
+    wrong = ["states"] * (not same(made.states(), want))
+    for name, intervals in (("intervals", made.intervals), ("crossing", made.crossing)):
+        wrong += [name] * (intervals is not None and not torch.equal(intervals.to_dense().expand_as(dense), dense))
+    return wrong + ["bits"] * (made.words is not None and not bits_agree(made, dense))
 
 
 def bits_agree(made: TileMap, dense: torch.Tensor) -> bool:

@@ -1,5 +1,5 @@
-"""Hopper backward kernels against autograd of dense attention: `python tests/templates/hopper_backward_cases.py [case ...]` on a Hopper GPU.
-Prints {case: what is wrong} as JSON."""
+"""Hopper backward kernels against autograd of dense attention: `python tests/templates/hopper_backward_cases.py [case ...]` on a Hopper
+GPU, or through hopper_backward_on_cpu.py anywhere. Prints {case: what is wrong} as JSON."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class Case:
 
     plan: dict[str, Any]
     keeps: Callable[..., Tensor] | None = None
-    sizes: tuple[int, ...] = (2, 4, 2, 300, 300)  # batch, heads, key heads, queries, keys
+    sizes: tuple[int, ...] = (1, 2, 1, 200, 220)  # batch, heads, key heads, queries, keys
     entries: int = 0  # batch entries of keys and values, if not as many as of queries
-    given: tuple[str, ...] = ()  # "order": block columns are begun in another order; "transposed": tensors are [B, N, H, D] in memory
+    # "order": block columns are begun in another order; "transposed": tensors are [B, N, H, D] in memory; "low": all scores are
+    given: tuple[str, ...] = ()
 
 
 def causal(b, h, q, k):
@@ -50,7 +51,7 @@ def gapped(b, h, q, k):
 
 def own(b, h, q, k):
     """Each batch entry and head another mask; one of them keeps nothing."""
-    return window(b, h, q, k) & (k >= 37 * (h + b)) & ((h != 1) | (b != 0))
+    return window(b, h, q, k) & (k >= 60 * (3 - h - b)) & ((h != 1) | (b != 0))
 
 
 def reach(b, h, q, k):
@@ -70,16 +71,18 @@ CASES: dict[str, Case] = {
     "full, narrow": Case({"head_dim": 64}, sizes=(1, 2, 2, 256, 200)),
     "full, one query": Case({"head_dim": 128}, sizes=(1, 2, 1, 1, 129)),
     "full, transposed": Case({"head_dim": 128}, given=("transposed",)),
+    "full, low scores": Case({"head_dim": 128}, given=("low",)),
     "causal": Case({"head_dim": 128, **RANGE}, causal),
     "causal, narrow": Case({"head_dim": 64, **RANGE}, causal, sizes=(1, 4, 1, 300, 300), given=("order",)),
     "causal, float16": Case({"head_dim": 128, "dtype": "float16", **RANGE}, causal, given=("order",)),
-    "causal, one batch entry of keys": Case({"head_dim": 64, **RANGE}, causal, entries=1),
-    "from the first query": Case({"head_dim": 128, **RANGE, "starts": False}, lambda b, h, q, k: q < 300 - k),
+    "causal, one batch entry of keys": Case({"head_dim": 64, **RANGE}, causal, (3, 2, 2, 150, 150), entries=1),
+    "from the first query": Case({"head_dim": 128, **RANGE, "starts": False}, lambda b, h, q, k: q < 200 - k),
     "window, list": Case({"head_dim": 64, **LIST, "pieces": 1}, window),
     "two": Case({"head_dim": 128, **LIST, "pieces": 2}, two, (1, 2, 1, 500, 500)),
     "two, narrow": Case({"head_dim": 64, **LIST, "pieces": 2}, two, (1, 2, 1, 500, 500)),
     "three": Case({"head_dim": 64, **LIST, "pieces": 3}, gapped, (1, 1, 1, 500, 450)),
-    "a mask for each head": Case({"head_dim": 128, **LIST, "pieces": 1}, own),
+    "a mask for each head": Case({"head_dim": 128, **LIST, "pieces": 1}, own, (2, 2, 1, 250, 250)),
+    "a mask for each head, alone": Case({"head_dim": 64, **LIST, "pieces": 1}, own, (1, 2, 2, 200, 220)),
     "other head dims": Case({"head_dim": 72, "v_head_dim": 104, **LIST, "pieces": 1}, window, (1, 2, 1, 200, 200)),
     "small head dim": Case({"head_dim": 40, **RANGE}, causal, (1, 2, 1, 200, 200)),
     "crossed": Case({"head_dim": 128, **CROSSED}, reach, (1, 2, 1, 300, 290)),
@@ -168,6 +171,8 @@ def tensors(case: Case, plan: HopperBackwardPlan, device: str) -> list[Tensor]:
                          (entries, kv_heads, kv_len, plan.v_head_dim), (batch, heads, q_len, plan.v_head_dim)):  # fmt: skip
         x = torch.randn(b, n, h, dim, device=device).to(getattr(torch, plan.dtype)).transpose(1, 2)
         made.append(x if "transposed" in case.given else x.contiguous())
+    if "low" in case.given:  # so low that exp2(0 - lse) is infinite
+        made[0][..., 0], made[1][..., 0] = 36.0, -36.0
     return made
 
 

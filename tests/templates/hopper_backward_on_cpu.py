@@ -1,5 +1,5 @@
 """Hopper backward kernels run on the CPU, as hopper_on_cpu.py does it for the forward; the passes before and after in Triton's interpreter,
-so run it with TRITON_INTERPRET=1. As a script it prints {case: what is wrong} as JSON."""
+so run it with TRITON_INTERPRET=1. As a script it prints {case: what is wrong} as JSON, or, told "mistakes", {mistake: what is wrong}."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def part_of(shared: cpu.Shared, start: int, length: int, dim: int) -> cpu.Shared
 
 
 def add_registers(pointer: cpu.Pointer, x: torch.Tensor) -> None:
-    """Adds x [64, 64] of an accumulator, four registers of a thread at the address of the first: two columns of a row, then of the row eight
-    below."""
+    """Adds x [64, 64] of an accumulator, four registers of a thread at the address of the first: two columns of a row, then of the row
+    eight below."""
     row, column = torch.arange(64)[:, None], torch.arange(64)[None]
     first = (pointer.at // 4).expand(64, 64)[row & ~8, column & ~1]
     assert bool((first % 4 == 0).all()), "an address that is not a multiple of 16 bytes"
@@ -57,21 +57,53 @@ def await_products(number: int, deps: list[Product]) -> Any:
     return found if len(found) > 1 else found[0]
 
 
-def loaded(plan: HopperBackwardPlan) -> Any:
-    """The generated module, with its Gluon kernel run here."""
+def loaded(plan: HopperBackwardPlan, change: tuple[str, str] = ("", "")) -> Any:
+    """The generated module, with its Gluon kernel run here; after a change of its text."""
     cpu.Shared.slice = part_of  # type: ignore[attr-defined]
     cpu.Shared.dtype = property(lambda shared: shared.data.dtype)  # type: ignore[attr-defined]
     cpu.Pointer.to = lambda pointer, dtype: pointer  # type: ignore[attr-defined]
     cpu.gl.inline_asm_elementwise = asm
     cpu.NAMES.update(warpgroup_mma=multiply, warpgroup_mma_wait=await_products)
     module: Any = cases.load_module(plan)
-    source = assemble_hopper_backward(plan).replace("@triton.jit", "@gluon.jit").replace("tl.constexpr", "gl.constexpr")
+    source = assemble_hopper_backward(plan)
+    assert change[0] in source, change
+    source = source.replace(*change, 1).replace("@triton.jit", "@gluon.jit").replace("tl.constexpr", "gl.constexpr")
     module.attention_backward, module.TensorDescriptor = cpu.loaded(source).attention_backward, cpu.Descriptor
     return module
 
 
+MISTAKES = {
+    "a wait for the other phase": ("crossed", ("phase ^ 1", "phase")),
+    "a slot that is not given back": ("crossed", ("mbarrier.arrive(do_empty.index(slot))", "pass")),
+    "a slot that is given back too early": (
+        "causal",
+        ("deps=[s_sent])", "deps=[s_sent])\n    mbarrier.arrive(q_empty.index(slot))"),
+    ),
+    "half of the bytes expected": ("causal", ("BLOCK_Q * PADDED_DIM * 2", "BLOCK_Q * PADDED_DIM")),
+    "one place for the ds of all steps": ("causal", ("ds_slot = it & 1", "ds_slot = it * 0 + WG")),
+    "no end of the records": ("causal", ("send_record(bufs, bars, slot, 0, 0, NO_MORE, 0)", "pass")),
+    "a list that is read beyond its end": ("two", ("mask=j < steps, other=0", "mask=j < steps + 99, other=0")),
+    "a block row of another head": ("a mask for each head", ("h * stride_mh + n", "n")),
+    "bounds of another head": ("a mask for each head", ("b * stride_ib + h * stride_ih)", "b * stride_ib)")),
+    "keys beyond the last": ("full, low scores", ("is_full(column, j, m) & whole", "is_full(column, j, m)")),
+    "a column that keeps nothing takes no step": ("a mask for each head, alone", ("(it + steps == 0), 1", "(it + steps == 0), 0")),
+}  # fmt: skip
+
+
+def noticed(name: str, change: tuple[str, str]) -> str:
+    """What is wrong with a case whose kernel's text is changed."""
+    try:
+        return cases.run(cases.CASES[name], "cpu", lambda plan: loaded(plan, change))
+    except (cpu.Hang, AssertionError, threading.BrokenBarrierError) as error:
+        return repr(error)
+
+
 def main(wanted: list[str]) -> None:
     torch.set_num_threads(1)
+    if wanted == ["mistakes"]:
+        cpu.PATIENCE = 0.3
+        json.dump({name: noticed(*mistake) for name, mistake in MISTAKES.items()}, sys.stdout)
+        return
     results = {}
     for name in wanted or cases.CASES:
         begun = time.monotonic()

@@ -1,6 +1,7 @@
-"""Generated Hopper kernels run on the CPU: Gluon names stand for torch operations, warpgroups for threads, and barriers of both kinds, copies by
-TMA and products in flight are simulated: a wrong phase hangs (and is told), data that is read too early or too late is NaN.
+"""Generated Hopper kernels run on the CPU.
 
+Gluon's names stand for torch operations, warpgroups are threads; barriers of both kinds, copies by TMA and products in flight are
+simulated: a wrong phase hangs (and is told), data that is read too early or too late is NaN or has changed.
 Layouts, registers and speed are not simulated; addresses are checked. As a script it prints {case: what is wrong} as JSON.
 """
 
@@ -285,7 +286,7 @@ class Kernel:
         self.function = function
 
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
-        def launch(*args: Any, num_warps: int) -> None:
+        def launch(*args: Any, **options: Any) -> None:
             GRID[0] = grid[0]
             for number in range(grid[0]):
                 HERE.program = Program(number, Waiting(), {}, {}, [], [])
