@@ -1,11 +1,13 @@
-"""Training on a GPU beside FlexAttention, in one process, interleaved: backward time, peak memory, and host time.
+"""Training on a GPU beside FlexAttention, in one process, interleaved: forward and backward time, peak memory, and host time.
 
     python -m benchmarks.training [--lengths 8192 32768] [--masks full causal ...] [--host] [--extras] [--json FILE]
 
-For each mask and length: median milliseconds of the backward pass alone, their ratio, the largest relative difference of dq, dk and dv
-between the two, and the peak memory of forward and backward over what q, k, v and their gradients take. SDPA with cuDNN for full and
-causal. The geometric mean of the ratios closes the table. `--host`: microseconds that a steady call costs the host at N=128 (forward;
-forward and backward), as the GPU is left behind. `--extras`: what dropout, sinks and deterministic table gradients add.
+For each mask and length: median milliseconds and exact-area TFLOP/s (4 * B * H * D * kept pairs, for the backward pass 2.5 times that) of
+the forward pass as training runs it and of the backward pass alone, the ratios to FlexAttention, the largest error of the output on
+sampled rows against the float64 reference and the largest relative difference of dq, dk and dv between the two, and the peak memory of
+forward and backward over what q, k, v and their gradients take. For full and causal also SDPA with cuDNN, and FlashAttention-3 (forward)
+where it is installed. The geometric means of the ratios close the table. `--host`: microseconds that a steady call costs the host at
+N=128 (forward; forward and backward), as the GPU is left behind. `--extras`: what dropout, sinks and deterministic table gradients add.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import flexmask
 from benchmarks import masks as zoo
-from benchmarks.kernels import HEADS, bench, plain, sdpa
+from benchmarks.kernels import HEADS, bench, check, flash_attention_3, kept_pairs, plain, sdpa
 from benchmarks.rows import compile_first, measured, options, write
 
 functorch_config.donated_buffer = False  # the rival's backward is timed again and again over one forward
@@ -38,14 +40,16 @@ class Row:
 
     mask: str
     length: int
-    ms: dict[str, float] = field(default_factory=dict)
+    teraflop: float = float("nan")  # floating-point operations of the forward pass, in 1e12
+    forward_ms: dict[str, float] = field(default_factory=dict)
+    backward_ms: dict[str, float] = field(default_factory=dict)
     peak_mib: dict[str, float] = field(default_factory=dict)
+    error: float = float("nan")
     difference: float = float("nan")
     failures: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def ratio(self) -> float:
-        return self.ms.get("FlexAttention", float("nan")) / self.ms.get("flexmask", float("nan"))
+    def ratio(self, ms: dict[str, float]) -> float:
+        return ms.get("FlexAttention", float("nan")) / ms.get("flexmask", float("nan"))
 
 
 def inputs(batch: int, heads: int, length: int, head_dim: int) -> Tensors:
@@ -90,21 +94,32 @@ def measure(name: str, length: int, head_dim: int, once: bool = False) -> Row:
     row, batch = Row(name, length), max(1, 16384 // length)
     given = inputs(batch, HEADS[length] * 128 // head_dim, length, head_dim)
     dout = torch.randn_like(given[0])
-    found, backward = {}, {}
-    for label, run in contestants(name, length, row).items():
-        if once:
+    runs = contestants(name, length, row)
+    if once:
+        for run in runs.values():
             gradients(run, given, dout)
-            continue
+        return row
+    mask = zoo.build(name, length, "cuda")
+    row.teraflop = 4e-12 * given[0].shape[0] * given[0].shape[1] * head_dim * kept_pairs(mask, length)[0]
+    times: dict[str, tuple[dict[str, float], Callable[[], object]]] = {}
+    found = {}
+    for label, run in runs.items():
         try:
             row.peak_mib[label] = peak(run, given, dout)
             found[label] = gradients(run, given, dout)
             out = run(*given)
-            backward[label] = lambda out=out: torch.autograd.grad(out, given, dout, retain_graph=True)
+            times[f"{label} forward"] = (row.forward_ms, lambda run=run: run(*given))
+            times[f"{label} backward"] = (row.backward_ms, lambda out=out: torch.autograd.grad(out, given, dout, retain_graph=True))
         except Exception as error:
             row.failures[label] = f"{type(error).__name__}: {str(error)[:300]}"
+    q, k, v = (x.detach() for x in given)
+    if name in ("full", "causal"):
+        times |= {f"{label} forward": (row.forward_ms, run) for label, run in flash_attention_3(q, k, v, name == "causal").items()}
     for _ in range(2):  # twice round, interleaved; the better of two medians
-        for label, again in backward.items():
-            row.ms[label] = min(row.ms.get(label, float("inf")), bench(again))
+        for which, (ms, again) in times.items():
+            label = which.rsplit(" ", 1)[0]
+            ms[label] = min(ms.get(label, float("inf")), bench(again))
+    row.error = check(runs["flexmask"](*given).detach(), q, k, v, mask)
     if {"flexmask", "FlexAttention"} <= found.keys():
         pairs = zip(found["flexmask"], found["FlexAttention"], strict=True)
         row.difference = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
@@ -112,8 +127,12 @@ def measure(name: str, length: int, head_dim: int, once: bool = False) -> Row:
 
 
 def show(row: Row) -> str:
-    cells = [f"{label} {row.ms[label]:.3f} ms {row.peak_mib[label]:.0f} MiB" for label in row.ms]
-    text = f"{row.mask:20s} {row.length:6d} | " + " | ".join(cells) + f" | x{row.ratio:.2f} | difference {row.difference:.1e}"
+    text = f"{row.mask:20s} {row.length:6d}"
+    for part, ms, work in (("forward", row.forward_ms, row.teraflop), ("backward", row.backward_ms, 2.5 * row.teraflop)):
+        cells = [f"{label} {ms[label]:.3f} ms {1e3 * work / ms[label]:.0f}" for label in ms]
+        text += f" | {part} " + ", ".join(cells) + f", x{row.ratio(ms):.2f}"
+    text += " | peak " + ", ".join(f"{label} {mib:.0f} MiB" for label, mib in row.peak_mib.items())
+    text += f" | error {row.error:.1e}, difference {row.difference:.1e}"
     return text + "".join(f"\n    {label} failed: {why}" for label, why in row.failures.items())
 
 
@@ -135,7 +154,7 @@ def host_us(run: Callable[[], object], rounds: int = 5, calls: int = 200) -> flo
 def host_table() -> list[dict[str, Any]]:
     """Host time of forward, and of forward and backward, at N=128."""
     rows = []
-    for name in ("full", "causal", "causal_document"):
+    for name in ("full", "causal", "sliding_window"):
         given = inputs(1, 8, 128, 64)
         still = tuple(x.detach() for x in given)
         dout = torch.randn_like(given[0])
@@ -178,6 +197,12 @@ def extras_table(length: int = 8192, head_dim: int = 128) -> list[dict[str, Any]
     return rows
 
 
+def mean(ratios: list[float]) -> float:
+    """The geometric mean of those that were measured."""
+    known = [math.log(ratio) for ratio in ratios if math.isfinite(ratio)]
+    return math.exp(sum(known) / len(known)) if known else float("nan")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--head-dim", type=int, default=128)
@@ -192,11 +217,10 @@ def main() -> None:
             measure(name, length, given.head_dim, once=True)
         return
     rows = measured(cases, lambda name, length: measure(name, length, given.head_dim), show, given.json)
-    ratios = [row.ratio for row in rows if math.isfinite(row.ratio)]
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else float("nan")
-    print(f"geometric mean over FlexAttention: {mean:.2f} of {len(ratios)} cases")
+    means = {part: mean([row.ratio(getattr(row, f"{part}_ms")) for row in rows]) for part in ("forward", "backward")}
+    print("geometric means over FlexAttention: " + ", ".join(f"{part} {value:.2f}" for part, value in means.items()))
     more = {"host": host_table() if given.host else [], "extras": extras_table() if given.extras else []}
-    write(given.json, rows, geometric_mean=mean, **more)
+    write(given.json, rows, geometric_means=means, **more)
 
 
 if __name__ == "__main__":

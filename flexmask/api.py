@@ -19,7 +19,7 @@ from .options import read_options
 from .runtime import forward, ops
 from .runtime.checks import Shapes, as_autocast, check_inputs, check_request, check_scale, make_extras
 from .runtime.differentiable import Call, attend
-from .runtime.extras import Extras
+from .runtime.extras import NO_EXTRAS, Extras
 from .runtime.maps import interpreting, refill_maps
 from .runtime.request import Request, Result
 from .runtime.store import default_store
@@ -61,6 +61,8 @@ class Attention:
         self.deterministic = deterministic
         self._source_for: tuple[Shapes, torch.dtype] | None = None
         self._checked: tuple[Any, ...] = ()
+        # the layout of the last call, and what was found of it
+        self._good: tuple[Any, tuple[Shapes, float]] = (None, (Shapes(0, 0, 0, 0, 0, 0, 0), 0.0))
         self._debug = 0 if torch.compiler.is_dynamo_compiling() else read_options().debug
 
     def __call__(
@@ -76,15 +78,27 @@ class Attention:
         return_max_scores: bool = False,
     ) -> Any:
         q, k, v = as_autocast(q, k, v)
-        shapes = check_inputs(q, k, v, self.enable_gqa)
-        scale = check_scale(self.scale, shapes.head_dim)
-        extras = make_extras(q, sinks, dropout_p, seed, return_max_scores)
+        shapes, scale = self._checked_inputs(q, k, v)
+        plain = sinks is None and not dropout_p and not return_max_scores
+        extras = NO_EXTRAS if plain else make_extras(q, sinks, dropout_p, seed, return_max_scores)
         if torch.compiler.is_dynamo_compiling():
             found = self._traced_by_dynamo(q, k, v, extras, scale)
         else:
             found = self._run(q, k, v, extras, shapes, scale)
         parts = (found.out, *[found.lse] * return_lse, *[found.peaks] * return_max_scores)
         return parts if len(parts) > 1 else found.out
+
+    def _checked_inputs(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[Shapes, float]:
+        """The sizes of a call and its scale, checked. What has been found good once is not looked at again."""
+        if torch.compiler.is_dynamo_compiling() or not type(q) is type(k) is type(v) is torch.Tensor:
+            shapes = check_inputs(q, k, v, self.enable_gqa)
+            return shapes, check_scale(self.scale, shapes.head_dim)
+        layout = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device)
+        good = self._good
+        if good[0] != layout:
+            shapes = check_inputs(q, k, v, self.enable_gqa)
+            good = self._good = (layout, (shapes, check_scale(self.scale, shapes.head_dim)))
+        return good[1]
 
     def _run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extras: Extras, shapes: Shapes, scale: float) -> Result:
         backend, _ = self._choose(q.device)

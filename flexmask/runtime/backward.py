@@ -15,7 +15,7 @@ from . import cpu, cpu_backward, launch
 from .backward_kernels import find_work
 from .choice import DROPOUT, FREE, Target, arch_of
 from .extras import NO_EXTRAS, Extras
-from .maps import find_map, interpreting
+from .maps import find_map
 from .request import Request
 from .store import Store
 from .table_buffers import FixedBuffers, FloatBuffers
@@ -65,7 +65,7 @@ def run_triton(
     if launch.is_elsewhere(saved.q.device):
         with torch.cuda.device(saved.q.device):
             return run_triton(store, request, saved, dout, dlse, scale, wanted, extras, deterministic)
-    tma = not interpreting() and launch.fits_tma(saved.q, saved.k, saved.v, dout)
+    tma = dout.is_cuda and launch.fits_tma(saved.q, saved.k, saved.v, dout)
     target = Target(saved.q.dtype, arch_of(saved.q.device), tma, _plain(extras, deterministic))
     scatter = "" if not wanted else "fixed" if deterministic else "float"
     # hashes beside two accumulators: tiles as large as without dropout would spill registers

@@ -20,7 +20,7 @@ from ..templates.assemble_hopper import assemble_hopper
 from . import cpu, launch
 from .choice import DROPOUT, FREE, Choice, Target, arch_of, choose, look_at
 from .extras import NO_EXTRAS, Extras
-from .maps import find_device_maps, find_map, interpreting
+from .maps import find_device_maps, find_map
 from .recipes import captures_of
 from .replay import Replays
 from .request import Request, Result
@@ -62,7 +62,7 @@ def run_triton(
     if launch.is_elsewhere(q.device):
         with torch.cuda.device(q.device):
             return run_triton(store, request, q, k, v, scale, extras)
-    tma = not interpreting() and launch.fits_tma(q, k, v)
+    tma = q.is_cuda and launch.fits_tma(q, k, v)
     target = Target(q.dtype, arch_of(q.device), tma, DROPOUT if extras.dropout_p else FREE)
 
     def make() -> _Ready:
