@@ -16,7 +16,7 @@ from .inspect.explain import explain_map, explain_mask, explain_score
 from .ir import show
 from .mods import Mask, Score
 from .options import read_options
-from .runtime import forward, ops
+from .runtime import backward_kernels, forward, ops
 from .runtime.checks import Shapes, as_autocast, check_inputs, check_request, check_scale, make_extras
 from .runtime.differentiable import Call, attend
 from .runtime.extras import NO_EXTRAS, Extras
@@ -177,6 +177,8 @@ class Attention:
         if backend != "reference":
             tile_map, choices = forward.describe(default_store(), request, tensors, backend)
             lines += [] if tile_map is None else explain_map(tile_map)
+            if backend == "triton":
+                choices += backward_kernels.describe(default_store(), request, tensors, self._is_deterministic())
             lines += [f"  {line}" for line in choices]
         return lines
 
@@ -236,7 +238,8 @@ def compile(
     q @ k (default head_dim ** -0.5). `enable_gqa` allows fewer key heads than query heads. `backend` is "cpu", "triton" or
     "reference" (dense float64), by default that of the tensors' device. `deterministic=True` gives the score mod's captured tensors
     gradients that are the same bits in every run also on a GPU, where they are else added atomically, at the price of a second pass for
-    them; all other results always are (on the CPU, for a given number of threads). By default torch.use_deterministic_algorithms decides.
+    them; and keeps to kernels that give dq so too (on Hopper GPUs a faster one adds it up in any order). All other results always are the
+    same bits (on the CPU, for a given number of threads). By default torch.use_deterministic_algorithms decides.
     Functions are traced at the first call.
     Raises TraceError, ShapeError or BackendError with what to write instead.
 

@@ -17,9 +17,9 @@ class HopperPlan:
 
     `map_form` is "none", "range" or "list"; `pieces` the number of row intervals that PARTIAL tiles compare with, `starts` whether those
     may begin after the first key. A `crossed` kernel compares with one interval of queries a key instead (and `starts` then tells of
-    those). `runs` is "always", or "hold" or "fail" for a kernel that does nothing unless the map's flag on the device says so. Each of
-    `consumers` warpgroups takes 64 rows of a tile. `stages` tiles of keys and values are in flight and `q_stages` of queries. The
-    `schedule` is "grid" (a program a tile), "stride" (resident programs, each takes every so many-th tile) or "queue" (resident
+    those). One with `bits` has no intervals: beside each PARTIAL tile of its list stands which pattern of bits masks it. `runs` is "always",
+    or "hold" or "fail" for a kernel that does nothing unless the map's flag on the device says so. Each of `consumers` warpgroups takes 64
+    rows of a tile. `stages` tiles of keys and values are in flight and `q_stages` of queries. The `schedule` is "grid" (a program a tile), "stride" (resident programs, each takes every so many-th tile) or "queue" (resident
     programs that take the next tile when they are done). Registers are those of a thread that multiplies and of one that loads.
 
     >>> plan = plan_hopper(128, map_form="range", pieces=1)
@@ -35,6 +35,7 @@ class HopperPlan:
     map_form: str
     pieces: int
     crossed: bool
+    bits: bool
     starts: bool
     runs: str
     score: bool
@@ -53,13 +54,13 @@ class HopperPlan:
                 raise ValueError(f"no such plan: {field} is one of {', '.join(map(repr, known))}, not {getattr(self, field)!r}")
         if padded_dim(self.head_dim) != padded_dim(self.v_head_dim):
             raise ValueError(f"head dims {self.head_dim} and {self.v_head_dim} must be both up to 64, or both above and up to 128")
-        if self.map_form == "none" and (self.pieces or self.crossed):
-            raise ValueError("without a map every tile is full: a plan has no intervals then")
-        if self.map_form == "range" and not self.pieces:
+        if self.map_form == "none" and (self.pieces or self.crossed or self.bits):
+            raise ValueError("without a map every tile is full: a plan has no intervals and no bits then")
+        if self.map_form == "range" and (not self.pieces or self.crossed or self.bits):
             raise ValueError("a range map comes from row intervals")
-        if self.map_form == "list" and (self.pieces > 0) == self.crossed:
+        if self.map_form == "list" and (self.pieces > 0) + self.crossed + self.bits != 1:
             raise ValueError(
-                "PARTIAL tiles of a list compare either with intervals of the rows (pieces) or with those of the keys (crossed)"
+                "PARTIAL tiles of a list compare either with intervals of the rows (pieces) or with those of the keys (crossed), or read bits"
             )
         if min(self.stages, self.q_stages) < 1 or self.shared_bytes() > SHARED_BYTES:
             raise ValueError(f"needs {self.shared_bytes()} bytes of shared memory of {SHARED_BYTES}: use fewer stages or smaller tiles")
@@ -70,6 +71,7 @@ class HopperPlan:
         if self.pieces:
             parts.append(f"{self.pieces} interval{'s' * (self.pieces > 1)} a row" + " from the first key" * (not self.starts))
         parts += ["1 interval a key" + " from the first row" * (not self.starts)] * self.crossed
+        parts += ["bits of partial tiles"] * self.bits
         parts += [f"where the map's flag says {self.runs}"] * (self.runs != "always")
         parts += ["score mod"] * self.score
         parts += [f"tiles {self.block_q}x{self.block_kv}", f"{self.stages} stages", self.schedule]
@@ -82,11 +84,6 @@ class HopperPlan:
     @property
     def evaluated(self) -> bool:
         """No PARTIAL tile evaluates the predicate."""
-        return False
-
-    @property
-    def bits(self) -> bool:
-        """No PARTIAL tile reads bits."""
         return False
 
     @property
@@ -154,25 +151,25 @@ def plan_hopper(
 ) -> HopperPlan | str:
     """The plan of a Hopper forward kernel, or why this template does not serve, as a clause for `explain`.
 
-    `evaluated` and `bits` say that PARTIAL tiles would need the predicate or bits; `heavy` that the score mod reads a table at places
+    `evaluated` says that PARTIAL tiles would need the predicate; `heavy` that the score mod reads a table at places
     that depend on query and key.
 
     >>> plan_hopper(192)
     'head dims beyond 128 do not fit its registers'
     """
     v_head_dim = v_head_dim or head_dim
-    reason = _refusal(head_dim, v_head_dim, dtype, arch, evaluated or bits, score and heavy)
+    reason = _refusal(head_dim, v_head_dim, dtype, arch, evaluated, score and heavy)
     if reason is not None:
         return reason
     wide = padded_dim(head_dim) == 128
     stages, q_stages = 2 if wide else 4, 1 if schedule == "grid" else 2
     return HopperPlan(
-        head_dim, v_head_dim, dtype, map_form, pieces, crossed, starts, runs, score,
+        head_dim, v_head_dim, dtype, map_form, pieces, crossed, bits, starts, runs, score,
         128, 128, stages, q_stages, schedule, 232, 40, arch,
     )  # fmt: skip
 
 
-def _refusal(head_dim: int, v_head_dim: int, dtype: str, arch: int, undecided: bool, heavy: bool) -> str | None:
+def _refusal(head_dim: int, v_head_dim: int, dtype: str, arch: int, evaluated: bool, heavy: bool) -> str | None:
     """Why there is no such kernel; None where there is."""
     if arch != 90:
         return f"it is made for compute capability 9.0, and this GPU has {arch / 10}"
@@ -184,8 +181,8 @@ def _refusal(head_dim: int, v_head_dim: int, dtype: str, arch: int, undecided: b
         return f"TMA needs head dims that are multiples of 8, got {head_dim} and {v_head_dim}"
     if padded_dim(head_dim) != padded_dim(v_head_dim):
         return f"head dims {head_dim} and {v_head_dim} would need tiles of different widths"
-    if undecided:
-        return "partial tiles would need the predicate itself, and it compares with intervals only"
+    if evaluated:
+        return "partial tiles would need the predicate itself, and it compares with intervals or reads bits only"
     if heavy:
         return "the score mod reads a table at (query, key), or computes too much for the registers left"
     return None

@@ -16,7 +16,8 @@ class HopperBackwardPlan:
     """One kernel for dq, dk and dv: what it computes (first lines of fields) and how.
 
     `map_form` is "none", "range" or "list", of the map by columns; `pieces` the number of intervals of queries that each key of a PARTIAL
-    tile is kept by, or, `crossed`, none, as each query has one interval of keys; `starts` whether those may begin after the first place;
+    tile is kept by, or, `crossed`, none, as each query has one interval of keys, or, with `bits`, none, as those stand in the map (list
+    form); `starts` whether intervals may begin after the first place;
     `runs` is "always", or "hold" or "fail" for a kernel that returns at once unless the map's flag on the device says so. Rows come in
     blocks of `block_q` through a ring of `stages`, keys stay in blocks of `block_kv`.
 
@@ -33,6 +34,7 @@ class HopperBackwardPlan:
     map_form: str
     pieces: int
     crossed: bool
+    bits: bool
     starts: bool
     runs: str
     score: bool
@@ -50,9 +52,11 @@ class HopperBackwardPlan:
             raise ValueError(f'a kernel runs "always", or where its map\'s intervals "hold" or "fail"; got {self.runs!r}')
         if self.padded_dim != self.padded_v_dim or _BLOCK_Q.get(self.padded_dim) != self.block_q or self.block_kv != 128:
             raise ValueError(f"no such tiles: {self.block_q}x{self.block_kv} for head dims {self.head_dim} and {self.v_head_dim}")
+        if self.bits and (self.crossed or self.pieces or self.map_form != "list"):
+            raise ValueError(f"bits go with a list map and no intervals; got a {self.map_form} map and {self.pieces} intervals")
         if self.crossed and (self.pieces or self.map_form != "list"):
             raise ValueError(f"crossed intervals go with a list map and no others; got a {self.map_form} map and {self.pieces} intervals")
-        if not self.crossed and not (1 <= self.pieces <= 3 if self.map_form != "none" else self.pieces == 0):
+        if not self.crossed and not self.bits and not (1 <= self.pieces <= 3 if self.map_form != "none" else self.pieces == 0):
             raise ValueError(f"a plan has 1 to 3 intervals, none without a map; got {self.pieces} ({self.map_form} map)")
         if self.score or self.stages < 2:
             raise ValueError("no such plan: there are no score mods here, and at least two stages")
@@ -63,6 +67,7 @@ class HopperBackwardPlan:
         if self.pieces or self.crossed:
             count = "1 interval a row" if self.crossed else f"{self.pieces} interval{'s' * (self.pieces > 1)} a column"
             parts.append(count + (" from the first place" if not self.starts else ""))
+        parts += ["bits of partial tiles"] * self.bits
         parts += [f"where the intervals {self.runs}"] * (self.runs != "always")
         return ", ".join([*parts, f"tiles {self.block_q}x{self.block_kv}", f"{self.stages} stages"])
 
@@ -89,9 +94,11 @@ class HopperBackwardPlan:
         return padded_to_swizzle(self.v_head_dim)
 
     def shared_bytes(self) -> int:
-        """Estimate of shared memory: a ring of queries and dout with their numbers (and bounds), keys and values, two turns of ds."""
+        """Estimate of shared memory: a ring of queries and dout with their numbers (and bounds or bits), keys and values, two
+        turns of ds."""
         item, dim = ITEM_BYTES[self.dtype], self.padded_dim
         slot = self.block_q * (2 * dim * item + (16 if self.crossed else 8)) + 16
+        slot += self.block_q * self.block_kv // 8 * self.bits
         return self.stages * slot + self.block_kv * (2 * dim * item + 2 * self.block_q * item)
 
     def to_json(self) -> str:
@@ -123,7 +130,7 @@ def plan_hopper_backward(
     bits: bool = False,
 ) -> HopperBackwardPlan | str:
     """The plan for the Hopper backward kernel, or why there is none, as a clause for `explain`. `map_form` and `pieces` are those of the
-    map by columns; `evaluated` and `bits` say that PARTIAL tiles would need the predicate or bits.
+    map by columns; `evaluated` says that PARTIAL tiles would need the predicate, `bits` that they read bits.
 
     >>> plan_hopper_backward(128, arch=80)
     'the Hopper kernels are made for compute capability 9.0; this GPU has 8.0'
@@ -133,10 +140,12 @@ def plan_hopper_backward(
         return refusal
     if score:
         return "the Hopper backward kernel takes no score mods"
-    if evaluated or bits or (map_form == "list" and not pieces and not crossed):
-        return "partial tiles would need the predicate itself, and the Hopper backward kernel compares with intervals only"
+    if evaluated or (map_form == "list" and not pieces and not crossed and not bits):
+        return "partial tiles would need the predicate itself, and the Hopper backward kernel compares with intervals or reads bits"
     block_q = _BLOCK_Q[padded_to_swizzle(head_dim)]
-    return HopperBackwardPlan(head_dim, v_head_dim, dtype, map_form, pieces, crossed, starts, runs, False, block_q, 128, 2, 240, 24, arch)
+    return HopperBackwardPlan(
+        head_dim, v_head_dim, dtype, map_form, pieces, crossed, bits, starts, runs, False, block_q, 128, 2, 240, 24, arch
+    )
 
 
 def _refusal(head_dim: int, v_head_dim: int, dtype: str, arch: int) -> str:

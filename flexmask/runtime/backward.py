@@ -13,7 +13,7 @@ from ..templates.backward_passes import Pass
 from ..templates.backward_passes import backward as run_passes
 from . import cpu, cpu_backward, launch
 from .backward_kernels import find_work
-from .choice import DROPOUT, FREE, Target, arch_of
+from .choice import DETERMINISTIC, DROPOUT, FREE, Target, arch_of
 from .extras import NO_EXTRAS, Extras
 from .maps import find_map
 from .request import Request
@@ -90,7 +90,7 @@ def _plain(extras: Extras, deterministic: bool) -> str:
     """What keeps a call from the kernel that computes all gradients at once, if anything."""
     if extras.dropout_p:
         return DROPOUT
-    return "it adds up dq in any order, and deterministic gradients were asked for" if deterministic else FREE
+    return DETERMINISTIC if deterministic else FREE
 
 
 def _buffers(request: Request, q: torch.Tensor, scatter: str, rows: Sequence[Pass]) -> FloatBuffers | FixedBuffers:

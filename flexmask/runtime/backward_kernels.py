@@ -16,7 +16,7 @@ from ..templates.assemble_backward import assemble_backward
 from ..templates.assemble_hopper_backward import assemble_hopper_backward
 from ..templates.backward_passes import Pass
 from . import launch
-from .choice import Target
+from .choice import DETERMINISTIC, FREE, INTERPRETED, Target, arch_of
 from .maps import find_device_maps, find_map, host_variant
 from .recipes import captures_of
 from .replay import Replays
@@ -120,6 +120,21 @@ def choose_fused(store: Store, request: Request, target: Target) -> tuple[tuple[
             return plan
         chosen.append((variant, plan))
     return tuple(chosen)
+
+
+def describe(store: Store, request: Request, tensors: tuple[torch.Tensor, ...], deterministic: bool) -> list[str]:
+    """Which kernels compute gradients, and why. What table gradients need besides is not looked at."""
+    q, k, v = tensors
+    why = DETERMINISTIC if deterministic else FREE if q.is_cuda else INTERPRETED
+    target = Target(q.dtype, arch_of(q.device), q.is_cuda and launch.fits_tma(q, k, v), why)
+    chosen = choose_fused(store, request, target)
+    if not isinstance(chosen, str):
+        return [f"gradients       {plan}" for _, plan in chosen]
+    lines = []
+    for part, axis in PARTS.items():
+        facts = None if request.mask is None else store.facts(request.mask)[1]
+        lines += [f"gradients       {_plan(store, request, each, part, target)}" for each in _variants(request, facts, q, axis)]
+    return lines + [f"template        plain Triton rather than Hopper's: {chosen}"] * bool(chosen)
 
 
 def _variants(request: Request, facts: Facts | None, q: torch.Tensor, axis: str) -> tuple[Variant, ...]:

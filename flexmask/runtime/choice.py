@@ -20,6 +20,8 @@ from .variants import Variant, hopper_variants, is_costly, reads_by_score, varia
 Plain = str
 FREE: Plain = ""
 DROPOUT: Plain = "dropout's hashes do not fit its registers"
+INTERPRETED: Plain = "Triton's interpreter runs no Gluon"
+DETERMINISTIC: Plain = "it adds up dq in any order, and deterministic gradients were asked for"
 
 
 @dataclass(frozen=True)

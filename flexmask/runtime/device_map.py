@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..templates.assemble_bits import slots_for, words_in_row
+from ..templates.assemble_bits import slots_for, words_in_line
 from . import launch
 from .grid import Grid
 from .intervals import Intervals
@@ -123,7 +123,8 @@ def _room_for_crossing(recipe: ByPredicate, grid: Grid, device: torch.device) ->
 def _room_for_bits(made: TileMap) -> dict[str, Any]:
     """Memory for the bits of so many different tiles, and for the numbers of all listed ones."""
     assert made.index is not None
-    words = _empty(made.index.device, MOST_PATTERNS, made.block_q, words_in_row(made.block_kv))
+    line, places = (made.block_q, made.block_kv) if made.axis == "row" else (made.block_kv, made.block_q)
+    words = _empty(made.index.device, MOST_PATTERNS, line, words_in_line(places))
     return {"patterns": torch.empty_like(made.index), "words": words}
 
 

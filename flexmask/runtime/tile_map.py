@@ -30,8 +30,9 @@ class TileMap:
       so many; one that keeps more is listed as PARTIAL throughout.
 
     `intervals` decide the places of PARTIAL tiles; or `crossing`, those of the lines of the other axis; or their bits: `patterns` int32
-    as long as `index` numbers them, `words` int32 [*, block_q, ceil(block_kv / 32)] holds them; without any the predicate must be
-    evaluated there. `broken` int32 [*], if given, is a flag on the device: a map with intervals or bits holds where broken[0] is 0, its
+    as long as `index` numbers them, `words` int32 holds them, [*, block_q, ceil(block_kv / 32)] by rows (bit key % 32 of word key // 32 of
+    a query) and [*, block_kv, ceil(block_q / 32)] by columns (bit query % 32 of a key's); without any the predicate must be evaluated
+    there. `broken` int32 [*], if given, is a flag on the device: a map with intervals or bits holds where broken[0] is 0, its
     partner without them where it is not. A tile is FULL if all its places within the lengths are kept.
 
     >>> from flexmask import masks

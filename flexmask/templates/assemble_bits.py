@@ -10,14 +10,14 @@ from .assemble import _comments, _fill, _functions, _helpers, _join, _sections
 MOST_WORDS = 2048
 
 
-def words_in_row(block_kv: int) -> int:
-    """How many int32 words hold a bit for each of `block_kv` keys.
+def words_in_line(places: int) -> int:
+    """How many int32 words hold a bit for each of so many places: the keys of a query in a tile, or by columns the queries of a key.
 
-    >>> from flexmask.templates.assemble_bits import words_in_row
-    >>> words_in_row(128), words_in_row(40)
+    >>> from flexmask.templates.assemble_bits import words_in_line
+    >>> words_in_line(128), words_in_line(40)
     (4, 2)
     """
-    return -(-block_kv // 32)
+    return -(-places // 32)
 
 
 def slots_for(pool: int) -> int:
@@ -34,7 +34,7 @@ def assemble_bits(*, axis: str, block_q: int, block_kv: int, mask: str, header: 
     """The source of the bits kernel for tiles of these sizes, with `bits` and `pack` to call.
 
     `axis` is "row" (the map's lines are blocks of queries) or "column"; `mask` is a text from `emit_function`. Raises ValueError for
-    another axis, and for tiles of more than MOST_WORDS words, which is 512 queries by 128 keys.
+    another axis, and for tiles of more than MOST_WORDS words, which is 512 x 128 places.
 
     >>> from flexmask.ir import K, Q
     >>> from flexmask.lowering import CaptureSpec, emit_function
@@ -45,15 +45,14 @@ def assemble_bits(*, axis: str, block_q: int, block_kv: int, mask: str, header: 
     """
     if axis not in ("row", "column"):
         raise ValueError(f"a map is by rows or by columns: axis is 'row' or 'column', not {axis!r}")
-    words = words_in_row(block_kv)
-    if min(block_q, block_kv) < 1 or block_q * words > MOST_WORDS:
-        raise ValueError(
-            f"tiles have 1 to {MOST_WORDS} words of 32 keys; got {block_q} x {block_kv}, which takes {block_q} x {words} words"
-        )
+    line, places, what = (block_q, block_kv, "keys") if axis == "row" else (block_kv, block_q, "queries")
+    words = words_in_line(places)
+    if min(block_q, block_kv) < 1 or line * words > MOST_WORDS:
+        raise ValueError(f"tiles have 1 to {MOST_WORDS} words of 32 {what}; got {block_q} x {block_kv}, which takes {line} x {words} words")
     template, launcher = _sections("bits.py"), _functions(_sections("launcher.py")["functions"])
-    padded = 1 << (block_q * words - 1).bit_length()
+    padded = 1 << (line * words - 1).bit_length()
     values: dict[str, object] = {
-        "AXIS": axis, "BLOCK_Q": block_q, "BLOCK_KV": block_kv, "WORDS": words, "SIZE": block_q * words, "PADDED": padded,
+        "AXIS": axis, "BLOCK_Q": block_q, "BLOCK_KV": block_kv, "WORDS": words, "SIZE": line * words, "PADDED": padded,
         "NUM_WARPS": min(max(padded // 64, 4), 8), "MOST_REGISTERS": 128 if padded <= 1024 else 255,
     }  # fmt: skip
     imports = (

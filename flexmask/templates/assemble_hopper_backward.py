@@ -52,6 +52,6 @@ def _constants(text: str, plan: HopperBackwardPlan) -> str:
         "HEAD_DIM": plan.head_dim, "V_HEAD_DIM": plan.v_head_dim, "PADDED_DIM": plan.padded_dim, "PADDED_V_DIM": plan.padded_v_dim,
         "BLOCK_Q": plan.block_q, "BLOCK_KV": plan.block_kv, "STAGES": plan.stages, "CONSUMER_REGISTERS": plan.consumer_registers,
         "PRODUCER_REGISTERS": plan.producer_registers, "MAP_FORM": plan.map_form, "PIECES": plan.pieces, "CROSSED": plan.crossed,
-        "STARTS": plan.starts, "RUNS": plan.runs,
+        "BITS": plan.bits, "STARTS": plan.starts, "RUNS": plan.runs,
     }  # fmt: skip
     return _fill(text, values)

@@ -1,9 +1,9 @@
 """The bits kernel: which places the PARTIAL tiles of a list map keep, each different tile once.
 
-A tile's bits are int32 words, [BLOCK_Q, WORDS], whichever the axis of the map: bit (key % 32) of word key // 32 of a query. Programs
-share the listed tiles out evenly. Each thread evaluates whole words, a key at a time. A tile's words are then looked up in a hash table by
-all programs at once: the first to bring them adds a pattern, the others compare all words with it, so that equal hashes of different tiles
-do no harm. The sizes and the functions under "mods" are replaced by `assemble_bits`.
+A tile's bits are int32 words by the lines of the map: of one by rows [BLOCK_Q, WORDS], bit (key % 32) of word key // 32 of a query; of one
+by columns [BLOCK_KV, WORDS], bit (query % 32) of word query // 32 of a key. Programs share the listed tiles out evenly. Each thread
+evaluates whole words, a bit at a time. A tile's words are then looked up in a hash table by all programs at once: the first to bring them
+adds a pattern, the others compare all words with it, so that equal hashes of different tiles do no harm. The sizes and the functions under "mods" are replaced by `assemble_bits`.
 """
 
 import triton
@@ -14,7 +14,7 @@ import triton.language as tl
 AXIS = tl.constexpr("row")
 BLOCK_Q = tl.constexpr(128)
 BLOCK_KV = tl.constexpr(128)
-# words of a query, words of a tile, and the power of two that holds those
+# words of a query (by columns: of a key), words of a tile, and the power of two that holds those
 WORDS = tl.constexpr(4)
 SIZE = tl.constexpr(512)
 PADDED = tl.constexpr(512)
@@ -41,10 +41,34 @@ def mask_mod(tables, numbers, row, b, h, q_idx, kv_idx):
 MOST_PROGRAMS = 2048
 # lines whose tiles are counted together
 LINES = tl.constexpr(512)
-# keys of a word evaluated together, so that their loads overlap
+# bits of a word evaluated together, so that their loads overlap
 TOGETHER = tl.constexpr(2)
 # places of the hash table that are looked at for one tile
 PROBES = tl.constexpr(512)
+
+
+@triton.jit
+def words_of_rows(tables, numbers, b, h, queries, keys):
+    """Words of 32 keys each, of which the first are given, for queries."""
+    row = mask_row(tables, numbers, b, h, queries)
+    words = tl.zeros([PADDED], tl.int32)
+    for first in range(0, 32, TOGETHER):
+        for part in tl.static_range(TOGETHER):
+            keep = mask_mod(tables, numbers, row, b, h, queries, keys + (first + part))
+            words = words | (tl.where(keep, 1, 0) << (first + part))
+    return words
+
+
+@triton.jit
+def words_of_columns(tables, numbers, b, h, queries, keys):
+    """Words of 32 queries each, of which the first are given, for keys."""
+    words = tl.zeros([PADDED], tl.int32)
+    for first in range(0, 32, TOGETHER):
+        for part in tl.static_range(TOGETHER):
+            query = queries + (first + part)
+            keep = mask_mod(tables, numbers, mask_row(tables, numbers, b, h, query), b, h, query, keys)
+            words = words | (tl.where(keep, 1, 0) << (first + part))
+    return words
 
 
 @triton.jit
@@ -52,17 +76,19 @@ def words_of_tile(tables, numbers, b, h, q_block, kv_block, q_len, kv_len):
     """The words of a tile, int32 [PADDED]; places beyond the tile and the lengths are 0."""
     place = tl.arange(0, PADDED)
     line, word = place // WORDS, place % WORDS
-    queries, keys = q_block * BLOCK_Q + line, kv_block * BLOCK_KV + word * 32
-    row = mask_row(tables, numbers, b, h, queries)
-    words = tl.zeros([PADDED], tl.int32)
-    for first in range(0, 32, TOGETHER):
-        for part in tl.static_range(TOGETHER):
-            keep = mask_mod(tables, numbers, row, b, h, queries, keys + (first + part))
-            words = words | (tl.where(keep, 1, 0) << (first + part))
-    # how many keys of each word exist
-    exist = tl.minimum(BLOCK_KV, kv_len - kv_block * BLOCK_KV) - word * 32
+    if AXIS == "row":
+        queries = q_block * BLOCK_Q + line
+        words = words_of_rows(tables, numbers, b, h, queries, kv_block * BLOCK_KV + word * 32)
+        exist = tl.minimum(BLOCK_KV, kv_len - kv_block * BLOCK_KV) - word * 32
+        inside = (place < SIZE) & (queries < q_len)
+    else:
+        keys = kv_block * BLOCK_KV + line
+        words = words_of_columns(tables, numbers, b, h, q_block * BLOCK_Q + word * 32, keys)
+        exist = tl.minimum(BLOCK_Q, q_len - q_block * BLOCK_Q) - word * 32
+        inside = (place < SIZE) & (keys < kv_len)
+    # the first `exist` bits of each word
     existing = tl.where(exist < 32, (1 << tl.minimum(tl.maximum(exist, 0), 31)) - 1, -1)
-    return tl.where((place < SIZE) & (queries < q_len), words & existing, 0)
+    return tl.where(inside, words & existing, 0)
 
 
 @triton.jit
@@ -200,15 +226,16 @@ def bits(counts, offsets, index, patterns, words, slots, broken, captures, q_len
     """Fill `patterns` (int32, as long as `index`) where `index` lists PARTIAL tiles: numbers of their bits in `words`.
 
     counts, offsets: int32 [batch, heads, lines, 2] and index: int32, finished lists; the lines' own entries end at index[iota]. words:
-    int32 [pool, BLOCK_Q, WORDS], for up to `pool` different tiles. slots: int64 [1 + a power of two], zeroed by the caller; then slots[0]
+    int32 [pool, BLOCK_Q, WORDS] (by columns [pool, BLOCK_KV, WORDS]), for up to `pool` different tiles. slots: int64 [1 + a power of two], zeroed by the caller; then slots[0]
     is the number of different tiles. broken: int32 [1 or more], zeroed by the caller; broken[0] becomes 1, and nothing else may be used,
     where there are more different tiles than have room, or a line lists its tiles from index[iota] on. Where it is 1 already nothing is
     done. All are contiguous; captures come from `pack`. One launch, nothing is waited for. Raises ValueError for other sizes of `words`
     and `slots`.
     """
     pool, room = words.shape[0], slots.shape[0] - 1
-    if words.shape[1:] != (BLOCK_Q.value, WORDS.value):
-        raise ValueError(f"words must be [pool, {BLOCK_Q.value}, {WORDS.value}]; got {list(words.shape)}")
+    line = SIZE.value // WORDS.value
+    if words.shape[1:] != (line, WORDS.value):
+        raise ValueError(f"words must be [pool, {line}, {WORDS.value}]; got {list(words.shape)}")
     if room < 1 or room & (room - 1):
         raise ValueError(f"slots must hold 1 + a power of two; got {room + 1}")
     batch, heads, blocks, _ = counts.shape

@@ -92,23 +92,39 @@ def kept_bits(bounds, first, COLUMNS: gl.constexpr, PIECES: gl.constexpr, STARTS
 
 @gluon.jit
 def load_words(source, count, ROWS: gl.constexpr, WORDS: gl.constexpr, FOURS: gl.constexpr):
-    """int32 source[row * WORDS + word] for rows [0, ROWS), or 0 where word >= count: [ROWS, WORDS, 1]. Every thread has all words of its
-    rows. FOURS is the layout of `in_fours` of an accumulator with 32 * WORDS columns, for any power of two of WORDS."""
-    row = gl.arange(0, ROWS, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, FOURS))))[:, None, None]
-    word = gl.arange(0, WORDS, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, FOURS))))[None, :, None]
+    """int32 source[row * WORDS + word] for rows [0, ROWS), or 0 where word >= count, as `spread_bits` takes them."""
+    THREADS: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, FOURS))
+    row = gl.arange(0, ROWS, gl.SliceLayout(1, THREADS))[:, None]
+    word = gl.arange(0, WORDS, gl.SliceLayout(0, THREADS))[None, :]
     return gl.load(source + (row * WORDS + word), mask=word < count, other=0)
 
 
 @gluon.jit
-def share_words(words):
-    """What each thread needs of the words of `load_words`, where bit c of word w stands for column 32w + c, as `low_bits` has it."""
-    THREADS: gl.constexpr = words.type.layout
-    place = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, THREADS)))[None, None, :]
-    word = gl.arange(0, words.shape[1], gl.SliceLayout(0, gl.SliceLayout(2, THREADS)))[None, :, None]
-    pairs = (words >> (2 * place)) & 0x03030303  # in each byte the pair of one eight
-    # times 2**24 + 2**18 + 2**12 + 2**6: the four pairs stand side by side in the highest byte, and no two others add to a carry
-    byte = ((pairs * 0x01041040) >> 24) & 0xFF
-    return gl.sum(byte << (8 * word), axis=1)[:, None, :, None]
+def eight_bits(word, FOURS: gl.constexpr):
+    """Of a word of 32 neighbouring columns the eight bits that each thread needs, as the high byte: [ROWS, 1, 4, 1] from [ROWS]."""
+    ROW: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, FOURS)))
+    place = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, FOURS))))[None, None, :, None]
+    word = gl.convert_layout(word, ROW)[:, None, None, None]
+    # the product moves two bits of each byte to the high one, where nothing else comes to lie
+    return ((word >> (2 * place)) & 0x03030303) * 0x01041040
+
+
+@gluon.jit
+def spread_bits(words, FOURS: gl.constexpr):
+    """The words of `kept_bits` from those of a map: int32 [ROWS, 2 or 4] in SliceLayout(1, SliceLayout(2, FOURS)), bit i % 32 of word
+    i // 32 being column i of 64 or 128."""
+    ROWS: gl.constexpr = words.shape[0]
+    if words.shape[1] == 2:
+        first, second = gl.split(words)
+        low, high = eight_bits(first, FOURS), eight_bits(second, FOURS)
+        word = ((low >> 24) & 0xFF) | ((high >> 16) & 0xFF00)
+    else:
+        even, odd = gl.split(gl.reshape(words, [ROWS, 2, 2]))
+        first, third = gl.split(even)
+        second, fourth = gl.split(odd)
+        word = ((eight_bits(first, FOURS) >> 24) & 0xFF) | ((eight_bits(second, FOURS) >> 16) & 0xFF00)
+        word = word | ((eight_bits(third, FOURS) >> 8) & 0xFF0000) | (eight_bits(fourth, FOURS) & -0x1000000)
+    return word
 
 
 @gluon.jit

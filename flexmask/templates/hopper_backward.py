@@ -8,8 +8,8 @@ added to a float32 buffer, four neighbouring registers at a time: the buffer lie
 it back as rows. So runs may differ in the last bits of dq.
 
 Whoever fetches walks the map and leaves a record beside each block row: where it begins, which tile of the buffer its dq is added to, what
-to do with it, and which entry of the tables of intervals is meant. Every program takes at least one step, as products that may be skipped
-are not made side by side: a column that keeps nothing masks one block row away.
+to do with it, and which entry of the tables of intervals, or which pattern of bits, is meant. Every program takes at least one step, as
+products that may be skipped are not made side by side: a column that keeps nothing masks one block row away. Bits come by TMA too.
 The constants are replaced by `assemble_hopper_backward`, which copies everything else as it stands.
 """
 
@@ -20,7 +20,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from .backward import is_idle
-from .hopper import LOG2E, in_fours, kept_bits, load_bound, meet, spread, tma_load, tma_store, to_half
+from .hopper import LOG2E, in_fours, kept_bits, load_bound, meet, spread, spread_bits, tma_load, tma_store, to_half
 
 # ---- constants of the plan
 HEAD_DIM = tl.constexpr(128)
@@ -38,6 +38,8 @@ MAP_FORM = tl.constexpr("none")
 # PARTIAL tiles compare with so many intervals of each key's queries, or-ed; or, CROSSED, with one interval of each query's keys
 PIECES = tl.constexpr(0)
 CROSSED = tl.constexpr(False)
+# or they read their bits from the map
+BITS = tl.constexpr(False)
 # whether intervals may begin after the first place
 STARTS = tl.constexpr(True)
 # "always"; or only where the map's flag on the device says that its intervals "hold", or that they "fail"
@@ -48,6 +50,9 @@ RUNS = tl.constexpr("always")
 FULL = tl.constexpr(0)
 PARTIAL = tl.constexpr(1)
 NO_MORE = tl.constexpr(2)
+# numbers of patterns that do not exist, for which TMA gives zeros: nothing is kept, or all
+NOTHING = tl.constexpr(1 << 29)
+ALL = tl.constexpr((1 << 29) + 1)
 
 
 # ---- functions
@@ -68,7 +73,7 @@ def add_four(addresses, x):
 @gluon.jit
 def column_of(tile_map, line, q_len):
     """How many block rows line `line` of the map keeps, and three numbers that `entry_of` reads them by."""
-    ranges, counts, offsets, _ = tile_map
+    ranges, counts, offsets = tile_map[0], tile_map[1], tile_map[2]
     if MAP_FORM == "none":
         steps = gl.cdiv(q_len, BLOCK_Q)
         found = (steps, 0, 0, steps)
@@ -93,6 +98,15 @@ def entry_of(tile_map, column, j, steps):
         return gl.load(index + (j + gl.where(j < a, b, c)), mask=j < steps, other=0)
     else:
         return gl.where(j < steps, a + j, 0)
+
+
+@gluon.jit
+def pattern_of(tile_map, column, j, steps):
+    """The number of the pattern of step j: ALL for a FULL tile, NOTHING behind the last."""
+    patterns = tile_map[4]
+    _, full, _, behind = column
+    number = gl.load(patterns + (j + behind), mask=(j >= full) & (j < steps), other=NOTHING)
+    return gl.where(j < full, ALL, number)
 
 
 @gluon.jit
@@ -125,6 +139,22 @@ def send_bounds(bufs, slot, starts, stops, lead, start, q_len):
 
 
 @gluon.jit
+def expect_queries(descs, bufs, bars, slot, state, pattern):
+    """Says how many bytes will come with the queries of a slot; for a tile that is masked by bits these come too."""
+    q_full, words_s = bars[1], bufs[10]
+    TILE: gl.constexpr = BLOCK_Q * PADDED_DIM * 2
+    LINES: gl.constexpr = BLOCK_KV * BLOCK_Q // 32 // 256
+    if BITS:
+        if state == PARTIAL:
+            mbarrier.expect(q_full.index(slot), TILE + LINES * 1024)
+            tma_load(descs[6], [0, 0, pattern * LINES, 0], q_full.index(slot), words_s.index(slot))
+        else:
+            mbarrier.expect(q_full.index(slot), TILE)
+    else:
+        mbarrier.expect(q_full.index(slot), TILE)
+
+
+@gluon.jit
 def send_rows(descs, bufs, bars, rows_of, it, b, h, head, m, state, lead):
     """Fetches block row m of query head h into the slot of step `it`, once it is free."""
     q_desc, do_desc = descs[0], descs[3]
@@ -140,7 +170,7 @@ def send_rows(descs, bufs, bars, rows_of, it, b, h, head, m, state, lead):
     lse_tile = gl.load(lse + at)
     shift_tile = gl.load(shift + at)
     mbarrier.wait(q_empty.index(slot), phase ^ 1)
-    mbarrier.expect(q_full.index(slot), TILE)
+    expect_queries(descs, bufs, bars, slot, state, lead)
     tma_load(q_desc, [b, h, start, 0], q_full.index(slot), q_s.index(slot))
     mbarrier.wait(do_empty.index(slot), phase ^ 1)
     mbarrier.expect(do_full.index(slot), TILE)
@@ -175,12 +205,19 @@ def produce(descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
         steps = column[0]
         turns = gl.where((reader + 1 == readers) & (it + steps == 0), 1, steps)
         following = entry_of(maps, column, 0, steps)
+        lead = b * stride_ib + h * stride_ih
+        next_lead = lead
+        if BITS:
+            next_lead = pattern_of(maps, column, 0, steps)
         for j in range(turns):
             m = following
             following = entry_of(maps, column, j + 1, steps)
+            if BITS:
+                lead = next_lead
+                next_lead = pattern_of(maps, column, j + 1, steps)
             full = is_full(column, j, m) & whole & (j < steps)
             state = gl.where(full, FULL, PARTIAL)
-            send_rows(descs, bufs, bars, rows_of, it, b, h, b * (heads * group) + h, m, state, b * stride_ib + h * stride_ih)
+            send_rows(descs, bufs, bars, rows_of, it, b, h, b * (heads * group) + h, m, state, lead)
             it += 1
         last = h + 1 == (kv_h + 1) * group
         b = gl.where(last, b + 1, b)
@@ -263,16 +300,31 @@ def bounds_of_keys(keys_of, lead, kv0, FOURS: gl.constexpr):
 
 
 @gluon.jit
+def bits_of_keys(words_s, slot, pattern, kv0, kv_len, WG: gl.constexpr, FOURS: gl.constexpr):
+    """The words of 64 keys as `spread` takes them; of a FULL tile those of all keys that exist."""
+    FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    ROW: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, FOURS)))
+    words = words_s.index(slot)._reinterpret(gl.int32, [2, 64, BLOCK_Q // 32], FLAT).index(WG)
+    word = spread_bits(words.load(gl.SliceLayout(1, gl.SliceLayout(2, FOURS))), FOURS)
+    exists = gl.where(kv0 + gl.arange(0, 64, ROW) < kv_len, -1, 0)[:, None, None, None]
+    return gl.where(pattern == ALL, exists, word)
+
+
+@gluon.jit
 def afresh(x):
     """`x`, an int32, such that nothing that depends on it is computed before it is needed, and then held in registers."""
     return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
-def mask_tile(p, bufs, slot, keys_of, lead, start, kv0, S_LAYOUT: gl.constexpr):
+def mask_tile(p, bufs, slot, keys_of, lead, start, kv0, WG: gl.constexpr, S_LAYOUT: gl.constexpr):
     """The probabilities of a PARTIAL tile, 0 where a pair is not kept or a key does not exist."""
     kv0 = afresh(kv0)
-    if PIECES > 0:
+    if BITS:
+        FOURS: gl.constexpr = in_fours(p).type.layout
+        words = bits_of_keys(bufs[10], slot, lead, kv0, keys_of[0], WG, FOURS)
+        p = gl.where(spread(words, 64, BLOCK_Q, S_LAYOUT), p, 0.0)
+    elif PIECES > 0:
         FOURS: gl.constexpr = in_fours(p).type.layout
         bounds = bounds_of_keys(keys_of, lead, kv0, FOURS)
         words = kept_bits(bounds, start, BLOCK_Q, PIECES, STARTS)
@@ -292,7 +344,7 @@ def mask_tile(p, bufs, slot, keys_of, lead, start, kv0, S_LAYOUT: gl.constexpr):
 def take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, keys_of, sums, WG: gl.constexpr,
               S_LAYOUT: gl.constexpr, A_LAYOUT: gl.constexpr, DQ_LAYOUT: gl.constexpr):  # fmt: skip
     """One block row's share of dk (but for the scale) and dv, and this column's share of the block row's dq (likewise)."""
-    q_s, do_s, lse_s, shift_s, rec_s, _, _, k_s, _, ds_s = bufs
+    q_s, do_s, lse_s, shift_s, rec_s, _, _, k_s, _, ds_s, _ = bufs
     _, q_full, q_empty, do_full, do_empty, _ = bars
     COL: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
     REC: gl.constexpr = gl.BlockedLayout([4], [32], [4], [0])
@@ -314,7 +366,7 @@ def take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, keys_of, sums, 
     s = warpgroup_mma_wait(1, deps=[s_sent])
     p = gl.exp2(s * scale_log2 - lse[None, :])
     if state == PARTIAL:
-        p = mask_tile(p, bufs, slot, keys_of, lead, start, kv0, S_LAYOUT)
+        p = mask_tile(p, bufs, slot, keys_of, lead, start, kv0, WG, S_LAYOUT)
     p_op = gl.convert_layout(to_half(p, q_s.dtype), A_LAYOUT)
     dv_sent = warpgroup_mma(p_op, do_w, dv, is_async=True)
     dp = warpgroup_mma_wait(1, deps=[dp_sent])
@@ -407,9 +459,9 @@ def place_of(order, columns, heads, resident):
 
 
 @gluon.jit
-def rings(dtype: gl.constexpr, q_desc, k_desc):
+def rings(dtype: gl.constexpr, q_desc, k_desc, words_desc):
     """Shared memory: of each slot the queries, dout, their two numbers, the record and (crossed) the bounds of rows; keys; values; two
-    turns of ds of two warpgroups."""
+    turns of ds of two warpgroups; of each slot the bits of its tile."""
     VEC: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     DS: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     q_s = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_Q, PADDED_DIM], q_desc.layout)
@@ -425,7 +477,11 @@ def rings(dtype: gl.constexpr, q_desc, k_desc):
     if CROSSED:
         low_s = gl.allocate_shared_memory(gl.int32, [STAGES, BLOCK_Q], VEC)
         high_s = gl.allocate_shared_memory(gl.int32, [STAGES, BLOCK_Q], VEC)
-    return q_s, do_s, lse_s, shift_s, rec_s, low_s, high_s, k_s, v_s, ds_s
+    words_s = rec_s
+    if BITS:
+        LINES: gl.constexpr = BLOCK_KV * BLOCK_Q // 32 // 256
+        words_s = gl.allocate_shared_memory(gl.int32, [STAGES, 1, 1, LINES, 256], words_desc.layout)
+    return q_s, do_s, lse_s, shift_s, rec_s, low_s, high_s, k_s, v_s, ds_s, words_s
 
 
 @gluon.jit
@@ -460,6 +516,7 @@ def attention_backward(
     scale, q_len, kv_len, terms_len, columns, heads, group, readers, resident,  # `group` query heads share a key head, of `heads` in all
     starts, stops, stride_ib, stride_ih,  # intervals of keys (crossed: of queries), int32 [.., .., length, PIECES]; strides in entries
     ranges, counts, offsets, index, stride_mb, stride_mh,  # the tile map by columns, strides in block columns
+    patterns, words_desc,  # the numbers of PARTIAL tiles' bits, beside `index`, and the bits
     order, broken,  # int32: block columns as they are begun; 0 where the map's intervals hold
 ):  # fmt: skip
     """One block column of dk and dv, over its `readers`: the query heads, of all batch entries where K has one for them; and its share of
@@ -467,13 +524,13 @@ def attention_backward(
     if stands_down(broken):
         return
     n, kv_b, kv_h = place_of(order, columns, heads, resident)
-    bufs = rings(q_desc.dtype, q_desc, k_desc)
+    bufs = rings(q_desc.dtype, q_desc, k_desc, words_desc)
     bars = barriers()
-    descs = (q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc)
+    descs = (q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, words_desc)
     place = (n, kv_b, kv_h, heads, group, readers)
     rows_of = (lse, shift, terms_len, q_len, starts, stops)
     keys_of = (kv_len, stride_ib, stride_ih, starts, stops)
-    tile_map = ((ranges, counts, offsets, index), stride_mb, stride_mh)
+    tile_map = ((ranges, counts, offsets, index, patterns), stride_mb, stride_mh)
     sums = (dq_sums, scale * LOG2E, scale)
     given = (descs, bufs, bars, place, rows_of, keys_of, tile_map, sums)
     gl.warp_specialize(

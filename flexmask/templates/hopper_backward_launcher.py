@@ -6,7 +6,7 @@ import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .hopper_backward import BLOCK_KV, BLOCK_Q, CROSSED, PADDED_DIM, attention_backward, gather_queries
+from .hopper_backward import BITS, BLOCK_KV, BLOCK_Q, CROSSED, PADDED_DIM, attention_backward, gather_queries
 from .launcher import MAX_INDEX, fits_tma, resident_heads, strides
 
 # ---- functions
@@ -23,17 +23,30 @@ def swizzled(x, rows):
     return TensorDescriptor(x, list(x.shape), [*apart, 1], [1, 1, rows, PADDED_DIM.value], layout)
 
 
+def described_bits(words):
+    """A TMA descriptor of int32 [pool, BLOCK_KV, BLOCK_Q / 32], by which a pattern comes as it lies in memory, in lines of 256 words."""
+    wanted = (BLOCK_KV.value, BLOCK_Q.value // 32)
+    if words is None or words.shape[1:] != wanted:
+        found = "none" if words is None else str(list(words.shape))
+        raise ValueError(f"this kernel reads the bits of partial tiles, int32 [pool, {wanted[0]}, {wanted[1]}]; got {found}")
+    lines = words.view(1, 1, -1, 256)
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=4)
+    return TensorDescriptor(lines, list(lines.shape), list(lines.stride()), [1, 1, wanted[0] * wanted[1] // 256, 256], layout)
+
+
 def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures=((), ()), starts=None, stops=None,
              ranges=None, counts=None, offsets=None, index=None, broken=None, into=None, row_starts=None, row_stops=None,
-             order=None):  # fmt: skip
+             order=None, patterns=None, words=None):  # fmt: skip
     """(dq [B, Hq, Q, D], dk [B or 1, Hkv, KV, D], dv [B or 1, Hkv, KV, Dv]) of out = attention(q, k, v), given dout [B, Hq, Q, Dv] and
     `terms` from `row_terms`.
 
     The map is by columns: starts and stops are int32 [B or 1, Hq or 1, KV, PIECES], the queries that keep each key, or, for a plan with
     crossed intervals, row_starts and row_stops [.., .., Q, 1], the keys that each query keeps; `ranges` int32 [B or 1, Hq or 1, block
-    columns, 4], or `counts` and `offsets` int32 [.., .., block columns, 2] with `index`, name block rows. All are contiguous. `order`
-    int32 [block columns] names the block columns as they are to be begun. `broken` is the flag that a kernel looks at which does not
-    always run; `into` the (dq, dk, dv) that its partner has filled where this one returns. Captures are not used.
+    columns, 4], or `counts` and `offsets` int32 [.., .., block columns, 2] with `index`, name block rows. All are contiguous. With bits,
+    `patterns` (int32, as long as `index`) numbers those of PARTIAL tiles in `words` int32 [pool, BLOCK_KV, BLOCK_Q / 32]: bit query % 32
+    of word query // 32 of a key. `order` int32 [block columns] names the block columns as they are to be begun. `broken` is the flag that
+    a kernel looks at which does not always run; `into` the (dq, dk, dv) that its partner has filled where this one returns. Captures are
+    not used.
     """
     batch, q_heads, q_len, head_dim = q.shape
     entries, heads, kv_len, _ = k.shape
@@ -55,6 +68,7 @@ def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures
         resident_heads(entries * heads, q_len, (head_dim + v.shape[3]) * q.element_size() + 4 * PADDED_DIM.value),
         low, high, *(apart // lines for apart in strides(high, lines)),
         ranges, counts, offsets, index, *strides(counts if ranges is None else ranges, columns),
+        patterns, described_bits(words) if BITS.value else None,
         order, broken,
         num_warps=4,
     )  # fmt: skip

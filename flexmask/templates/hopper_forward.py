@@ -25,8 +25,8 @@ from .hopper import (
     low_bits,
     meet,
     pass_by,
-    share_words,
     spread,
+    spread_bits,
     tma_load,
     tma_store,
     to_half,
@@ -136,7 +136,7 @@ def walk_list(counts, offsets, index, patterns, whole):
 def find_walk(tile_map, b, h, m, kv_len):
     """(first, part_at, part, full_at, full, pattern): the first tile of keys of a tile row, tile 0 where it keeps none; where the other
     PARTIAL tiles begin and how many there are; the same of FULL ones; and the pattern of bits that masks the first, ALL or NOTHING."""
-    ranges, counts, offsets, index, stride_mb, stride_mh, patterns, words = tile_map
+    ranges, counts, offsets, index, stride_mb, stride_mh, patterns = tile_map
     if MAP_FORM == "none":
         walk = walk_none(kv_len)
     else:
@@ -329,18 +329,19 @@ def fetch(records, full, empty, number):
 
 @gluon.jit
 def fours():
-    """The layout of scores after `in_fours`."""
-    LAYOUT: gl.constexpr = in_fours(gl.full([ROWS, BLOCK_KV], 0.0, gl.float32, SCORES)).type.layout
-    return LAYOUT
+    """Something in the layout that scores have after `in_fours`."""
+    return in_fours(gl.full([ROWS, BLOCK_KV], 0.0, gl.float32, SCORES))
 
 
 @gluon.jit
 def load_bounds(rows, b, h, start):
-    """The row intervals of 64 rows: start and stop of each piece, as `load_bound` gives them."""
-    row_starts, row_stops, stride_rb, stride_rh, q_len = rows
-    FOURS: gl.constexpr = fours()
+    """The row intervals of 64 rows: start and stop of each piece, as `load_bound` gives them. Or where patterns of bits are."""
+    row_starts, row_stops, stride_rb, stride_rh, q_len, words = rows
+    FOURS: gl.constexpr = fours().type.layout
     at = (b.to(gl.int64) * stride_rb + h.to(gl.int64) * stride_rh + start) * PIECES
     bounds = ()
+    if BITS:
+        bounds += (words,)
     if PIECES > 0:
         stop = load_bound(row_stops + at, start, q_len, PIECES, ROWS, FOURS)
         begin = stop  # not looked at where intervals begin with the first key
@@ -357,27 +358,31 @@ def load_bounds(rows, b, h, start):
 
 
 @gluon.jit
-def load_pattern(tile_map, pattern, W: gl.constexpr):
-    """The bits of 64 rows in a pattern, which `share_words` takes; nothing is read where there is no such pattern."""
+def load_pattern(bounds, pattern, count, W: gl.constexpr):
+    """The words of 64 rows in a pattern of bits, for `spread_bits`; only the first `count` of each row are read."""
     bits = 0
     if BITS:
-        source = tile_map[7] + (pattern.to(gl.int64) * BLOCK_Q + W * ROWS) * WORDS
-        bits = load_words(source, gl.where(pattern >= 0, WORDS, 0), ROWS, WORDS, fours())
+        source = bounds[0] + (pattern.to(gl.int64) * BLOCK_Q + W * ROWS) * WORDS
+        FOURS: gl.constexpr = fours().type.layout
+        bits = load_words(source, count, ROWS, WORDS, FOURS)
     return bits
 
 
 @gluon.jit
 def first_bits(bits, pattern, tile, kv_len):
     """The words of `low_bits` for the first tile of a walk."""
-    place = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, fours()))))[None, None, :, None]
+    FOURS: gl.constexpr = fours().type.layout
+    place = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, FOURS))))[None, None, :, None]
     kept = low_bits(gl.where(pattern == ALL, kv_len, 0) - 2 * place, tile * BLOCK_KV, BLOCK_KV)
-    return gl.where(pattern >= 0, share_words(bits), kept)
+    return gl.where(pattern >= 0, spread_bits(bits, FOURS), kept)
 
 
 @gluon.jit
 def masked_scores(s, bounds, cuts, tile, kv_len, W: gl.constexpr):
-    """Scores with -inf where they are not kept."""
-    if CROSSED:
+    """Scores with -inf where they are not kept; of a kernel that reads bits, `bounds` are the words."""
+    if BITS:
+        keep = spread(bounds, ROWS, BLOCK_KV, SCORES)
+    elif CROSSED:
         word = cuts.load(BY_KEY)[None, :]
         row = (W * ROWS + gl.arange(0, ROWS, BY_ROW))[:, None]
         keep = row < (word >> 16)
@@ -433,7 +438,7 @@ def row_sums(p):
 
 
 @gluon.jit
-def step(q, rings, bars, p, acc, total, peak, at, tile, bounds, kv_len, score, scale, W: gl.constexpr, MASKED: gl.constexpr):
+def step(q, rings, bars, p, acc, total, peak, at, tile, pattern, bounds, kv_len, score, scale, W: gl.constexpr, MASKED: gl.constexpr):
     """A tile of keys: Q K^T, together with P V of the tile before, at whose ends stand the softmax and the new P."""
     k_ring, v_ring, cut_ring = rings
     k_full, k_empty, v_full, v_empty = bars
@@ -441,6 +446,8 @@ def step(q, rings, bars, p, acc, total, peak, at, tile, bounds, kv_len, score, s
     phase = (at // STAGES) & 1
     before = (at - 1) % STAGES
     phase_before = ((at - 1) // STAGES) & 1
+    if MASKED:
+        bits = load_pattern(bounds, pattern, WORDS, W)  # they come while the product is made
     mbarrier.wait(k_full.index(slot), phase)
     meet(8 + W, 256)
     zeros = gl.full([ROWS, BLOCK_KV], 0.0, gl.float32, SCORES)
@@ -455,6 +462,9 @@ def step(q, rings, bars, p, acc, total, peak, at, tile, bounds, kv_len, score, s
     if SCORE:
         s = changed_scores(s, score, tile)
     if MASKED:
+        if BITS:
+            FOURS: gl.constexpr = fours().type.layout
+            bounds = spread_bits(bits, FOURS)
         s = masked_scores(s, bounds, cut_ring.index(slot), tile, kv_len, W)
     if CROSSED and MASKED:  # the cuts have been read
         mbarrier.arrive(k_empty.index(slot))
@@ -506,13 +516,14 @@ def consume(
     number = 0
     if W == CONSUMERS - 1:
         pass_by(8, 256)  # the first warpgroup begins
-    m, b, h, first, part_at, part, full_at, full = fetch(records, record_bars[0], record_bars[1], number)
+    m, b, h, first, part_at, part, full_at, full, pattern = fetch(records, record_bars[0], record_bars[1], number)
     while m >= 0:
         start = m * BLOCK_Q + W * ROWS
         row = start + gl.arange(0, ROWS, BY_ROW)
         bounds = load_bounds(rows, b, h, start)
         score = score_context(score_mods, b, h, row[:, None], scale)
-        following = partial_tile(tile_map, 0, part_at, part, full_at, full)
+        bits = load_pattern(bounds, pattern, gl.where(pattern >= 0, WORDS, 0), W)
+        following, next_pattern = masked_tile(tile_map, 0, part_at, part, full_at, full)
         buffer = (number % Q_STAGES) * CONSUMERS + W
         q = q_ring.index(buffer).reshape([ROWS, PADDED_DIM])
         mbarrier.wait(q_full.index(buffer), (number // Q_STAGES) & 1)
@@ -527,7 +538,10 @@ def consume(
         s = warpgroup_mma_wait(0, deps=[s_flying])
         if SCORE:
             s = changed_scores(s, score, first)
-        s = masked_scores(s, bounds, cut_ring.index(slot), first, kv_len, W)
+        kept = bounds
+        if BITS:
+            kept = first_bits(bits, pattern, first, kv_len)
+        s = masked_scores(s, kept, cut_ring.index(slot), first, kv_len, W)
         mbarrier.arrive(k_empty.index(slot))
         peak = gl.full([ROWS], -INFINITY, gl.float32, BY_ROW)
         new_p, peak, _ = softmax(s, peak, scale, True)
@@ -538,15 +552,15 @@ def consume(
 
         if MAP_FORM != "none":
             for i in range(part):
-                tile = following
-                following = partial_tile(tile_map, i + 1, part_at, part, full_at, full)
-                p, acc, total, peak = step(q, rings, bars, p, acc, total, peak, at, tile, bounds, kv_len, score, scale, W, True)
+                tile, pattern = following, next_pattern
+                following, next_pattern = masked_tile(tile_map, i + 1, part_at, part, full_at, full)
+                p, acc, total, peak = step(q, rings, bars, p, acc, total, peak, at, tile, pattern, bounds, kv_len, score, scale, W, True)
                 at += 1
         for i in range(full):
             tile = 0
             if SCORE:
                 tile = full_tile(tile_map, i, full_at, full)
-            p, acc, total, peak = step(q, rings, bars, p, acc, total, peak, at, tile, bounds, kv_len, score, scale, W, False)
+            p, acc, total, peak = step(q, rings, bars, p, acc, total, peak, at, tile, 0, bounds, kv_len, score, scale, W, False)
             at += 1
 
         mbarrier.arrive(q_empty.index(buffer))
@@ -564,7 +578,7 @@ def consume(
         fence_async_shared()
         tma_store(out, [b, h, start, 0], tile_out)
         number += 1
-        m, b, h, first, part_at, part, full_at, full = fetch(records, record_bars[0], record_bars[1], number)
+        m, b, h, first, part_at, part, full_at, full, pattern = fetch(records, record_bars[0], record_bars[1], number)
     tma.store_wait(0)
     if W == 0:
         meet(8, 256)  # the last warpgroup has passed once more
@@ -608,8 +622,9 @@ def attention_forward(
     row_starts, row_stops, stride_rb, stride_rh,  # row intervals int32 [.., .., Q, PIECES], strides in rows
     column_starts, column_stops, stride_cb, stride_ch,  # intervals of queries int32 [.., .., KV, 1], strides in keys
     ranges, counts, offsets, index, stride_mb, stride_mh,  # the tile map, strides in tile rows
+    patterns, words,  # the numbers of PARTIAL tiles' bits, beside `index`, and the bits, int32 [.., BLOCK_Q, WORDS]
     order, queue,  # int32 [rows], tile rows in the order of their turn; int32 [1], 0; either may be None
-    broken,  # int32: 0 where the map's intervals hold
+    broken,  # int32: 0 where the map's intervals, or bits, hold; 1 where they fail, and no kernel before has done the work
     sinks, peaks,  # [Hq], a logit of each head that has no value; float32 [B, Hq, Q], for the greatest scores; either may be None
 ):  # fmt: skip
     """Tile rows of the output: as many as the schedule gives this program."""
@@ -617,7 +632,7 @@ def attention_forward(
         if gl.load(broken) != 0:
             tiles = 0
     if RUNS == "fail":
-        if gl.load(broken) == 0:
+        if gl.load(broken) != 1:
             tiles = 0
     if not SCORE:
         scale = scale * LOG2E
@@ -628,16 +643,17 @@ def attention_forward(
     cut_ring = k_ring
     if CROSSED:
         cut_ring = gl.allocate_shared_memory(gl.int32, [STAGES, BLOCK_KV], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    records = gl.allocate_shared_memory(gl.int32, [2, 8], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    records = gl.allocate_shared_memory(gl.int32, [2, FIELDS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     q_bars = (barriers(CONSUMERS * Q_STAGES, 1), barriers(CONSUMERS * Q_STAGES, 1))
     record_bars = (barriers(2, 1), barriers(2, CONSUMERS))
     # keys are there when TMA has brought them, and the loading warp their cuts
     bars = (barriers(STAGES, 1 + CROSSED), barriers(STAGES, CONSUMERS), barriers(STAGES, 1), barriers(STAGES, CONSUMERS))
     fence_async_shared()
     rings = (k_ring, v_ring, cut_ring)
-    tile_map = (ranges, counts, offsets, index, stride_mb, stride_mh)
+    tile_map = (ranges, counts, offsets, index, stride_mb, stride_mh, patterns)
+    bounds = (row_starts, row_stops, stride_rb, stride_rh, q_len, words)
     work = (
-        out, rings, q_ring, out_ring, records, bars, q_bars, record_bars, tile_map, (row_starts, row_stops, stride_rb, stride_rh, q_len),
+        out, rings, q_ring, out_ring, records, bars, q_bars, record_bars, tile_map, bounds,
         (heads, q_len, kv_len), scale, (score_tables, score_numbers), (lse, sinks, peaks),
     )  # fmt: skip
     loading = (

@@ -8,6 +8,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 
 from .hopper_forward import (
+    BITS,
     BLOCK_KV,
     BLOCK_Q,
     PADDED_DIM,
@@ -15,6 +16,7 @@ from .hopper_forward import (
     ROWS,
     SCHEDULE,
     SCORE,
+    WORDS,
     attention_forward,
 )
 from .launcher import MAX_INDEX, describe, fits_tma, resident_heads, strides
@@ -36,6 +38,14 @@ def processors(device):
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def check_bits(patterns, words):
+    """Raises ValueError where the plan reads bits and they are not there, and the other way about."""
+    if BITS.value != (words is not None) or BITS.value != (patterns is not None):
+        raise ValueError("this kernel reads the bits of partial tiles: bring `patterns` and `words`" if BITS else "this kernel reads no bits")
+    if BITS and tuple(words.shape[1:]) != (BLOCK_Q.value, WORDS.value):
+        raise ValueError(f"words must be [pool, {BLOCK_Q.value}, {WORDS.value}]; got {list(words.shape)}")
+
+
 def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row_starts=None, row_stops=None,
             ranges=None, counts=None, offsets=None, index=None, patterns=None, words=None, broken=None, into=None,
             sinks=None, dropout=None, peaks=None, order=None, queue=None, column_starts=None, column_stops=None):  # fmt: skip
@@ -43,19 +53,21 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
 
     Captures come from `pack`; those of the mask are not looked at. row_starts and row_stops are int32 [B or 1, Hq or 1, Q, PIECES], or
     (for a crossed plan) column_starts and column_stops int32 [B or 1, Hq or 1, KV, 1]; the map is `ranges` int32 [B or 1, Hq or 1, tile
-    rows, 4], or `counts` and `offsets` int32 [.., .., tile rows, 2] with `index`. All are contiguous. `broken` is the flag that a kernel
+    rows, 4], or `counts` and `offsets` int32 [.., .., tile rows, 2] with `index`; with bits also `patterns` int32, as long as `index`, and
+    `words` int32 [pool, BLOCK_Q, BLOCK_KV / 32]. All are contiguous. `broken` is the flag that a kernel
     looks at which does not always run; `into` the (out, lse) that its partner has filled where this one does nothing. `sinks` [Hq] are
     logits that take part in the softmax and have no value. `peaks`, float32 [B, Hq, Q] contiguous, is filled with the greatest scores.
     `order` int32 [tile rows] are the tile rows in the order of their turn, by default the last first. `queue` int32 [1] is 0, and again
-    when the kernel is done; it belongs to one launch at a time. Raises ValueError for dropout, for bits, and for tensors that TMA cannot
-    describe.
+    when the kernel is done; it belongs to one launch at a time. Raises ValueError for dropout, for bits that are missing, of other sizes
+    or not read, and for tensors that TMA cannot describe.
     """
     batch, heads, q_len, _ = q.shape
     kv_len = k.shape[2]
     if max(batch, heads, q_len, kv_len) > MAX_INDEX:
         raise ValueError(f"sizes beyond {MAX_INDEX} are not supported; got q {tuple(q.shape)}, k {tuple(k.shape)}")
-    if dropout is not None or patterns is not None:
-        raise ValueError("this kernel has no dropout and reads no bits. Use a KernelPlan.")
+    if dropout is not None:
+        raise ValueError("this kernel has no dropout. Use a KernelPlan.")
+    check_bits(patterns, words)
     out, lse = into or (
         torch.empty(batch, heads, q_len, v.shape[3], dtype=q.dtype, device=q.device),
         torch.empty(batch, heads, q_len, dtype=torch.float32, device=q.device),
@@ -82,7 +94,7 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
         float(scale), q_len, kv_len, tiles, rows, resident, heads, group, int(k.shape[0] > 1), *score_captures,
         row_starts, row_stops, *strides(row_starts, q_len),
         column_starts, column_stops, *strides(column_starts, kv_len),
-        ranges, counts, offsets, index, *strides(tile_map, rows),
+        ranges, counts, offsets, index, *strides(tile_map, rows), patterns, words,
         order, queue, broken, None if sinks is None else sinks.contiguous(), peaks,
         num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip

@@ -188,8 +188,9 @@ def _map(plan: KernelPlan | BackwardPlan | HopperPlan, block: int) -> dict[str, 
     elif plan.map_form == "list":
         given["counts"] = given["offsets"] = torch.zeros(1, 1, lines, 2, dtype=torch.int32)
         given["index"] = torch.zeros(lines, dtype=torch.int32)
-    if isinstance(plan, KernelPlan) and plan.bits:
-        given["patterns"] = given["words"] = torch.zeros(lines, dtype=torch.int32)
+    if isinstance(plan, (KernelPlan, HopperPlan)) and plan.bits:
+        given["patterns"] = torch.zeros(lines, dtype=torch.int32)
+        given["words"] = torch.zeros(1, plan.block_q, plan.block_kv // 32, dtype=torch.int32)
     if plan.runs != "always":
         given["broken"] = torch.zeros(1, dtype=torch.int32)
     return given

@@ -23,7 +23,7 @@ from flexmask.frontend import trace
 from flexmask.ir import Env, Expr, evaluate, parse, simplify
 from flexmask.lowering import CaptureSpec, emit_function
 from flexmask.mods import Mask
-from flexmask.templates.assemble_bits import assemble_bits, slots_for, words_in_row
+from flexmask.templates.assemble_bits import assemble_bits, slots_for, words_in_line
 
 PARTIAL = 1
 Captures = tuple[list[Any], list[int | float]]
@@ -123,17 +123,18 @@ def lists_of(states: torch.Tensor, share: int) -> Lists:
 
 
 def assert_patterns(keep: torch.Tensor, block: tuple[int, int], axis: str, made: Lists, words: torch.Tensor, patterns: torch.Tensor) -> int:
-    """Every PARTIAL tile's words are its own, and others have other words; how many patterns that makes."""
-    tiles = tiles_of(keep, block).contiguous()
-    tiles = tiles if axis == "row" else tiles.transpose(2, 3)
+    """Every PARTIAL tile's words are its own, a line's bits in its words, and others have other words; how many patterns that makes."""
+    tiles, places = tiles_of(keep, block).contiguous(), block[1]
+    if axis == "column":
+        tiles, places = tiles.transpose(2, 3).transpose(4, 5).contiguous(), block[0]
     found = (words[..., None] >> torch.arange(32)) & 1 == 1
     numbers, seen = [], []
     for place in torch.cartesian_prod(*map(torch.arange, made.counts.shape[:3])).tolist():
         begin = int(made.offsets[(*place, 1)])
         for at in range(begin, begin + int(made.counts[(*place, 1)])):
             tile, bits = tiles[(*place, int(made.index[at]))], found[int(patterns[at])].flatten(1)
-            assert torch.equal(bits[:, : block[1]], tile), (place, at)
-            assert not bits[:, block[1] :].any(), (place, at)
+            assert torch.equal(bits[:, :places], tile), (place, at)
+            assert not bits[:, places:].any(), (place, at)
             numbers.append(int(patterns[at]))
             seen.append(tile.flatten())
     if not numbers:
@@ -155,7 +156,8 @@ def check(case: Case, axis: str, mask: Expr, keep: torch.Tensor, given: Captures
     made = lists_of(states_of(keep, case.block, axis), case.share)
     pool = case.pool or max(1, int(made.counts[..., 1].sum()))
     patterns = torch.full_like(made.index, -1)
-    words = torch.full((pool, case.block[0], words_in_row(case.block[1])), 0x5A5A5A5A, dtype=torch.int32)
+    line, places = case.block if axis == "row" else case.block[::-1]
+    words = torch.full((pool, line, words_in_line(places)), 0x5A5A5A5A, dtype=torch.int32)
     slots = torch.zeros(1 + case.slots if case.slots else slots_for(pool), dtype=torch.int64)
     broken = torch.tensor([case.flag, 0], dtype=torch.int32)
     lists = (made.counts, made.offsets, made.index)

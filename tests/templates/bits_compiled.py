@@ -14,7 +14,7 @@ from maps_compiled import BUSY, EVICT, compiled, facts_of, record
 from flexmask.ir import parse
 from flexmask.lowering import CaptureSpec, emit_function
 from flexmask.runtime.launch import load
-from flexmask.templates.assemble_bits import assemble_bits, slots_for, words_in_row
+from flexmask.templates.assemble_bits import assemble_bits, slots_for, words_in_line
 
 DILATED = "(kv_idx <= q_idx) & ((q_idx - kv_idx) % s0 == 0)"
 # (mask, axis, block_q, block_kv, GPU)
@@ -38,9 +38,10 @@ def module_of(case: tuple[str, str, int, int, int], path: Path) -> Any:
 
 def launch(module: Any, case: tuple[str, str, int, int, int], sizes: tuple[int, int, int, int], window: int, pool: int) -> Any:
     batch, heads, q_len, kv_len = sizes
-    lines = -(-q_len // case[2]) if case[1] == "row" else -(-kv_len // case[3])
+    line, places = case[2:4] if case[1] == "row" else case[3:1:-1]
+    lines = -(-(q_len if case[1] == "row" else kv_len) // line)
     counts, index = torch.zeros(batch, heads, lines, 2, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
-    words = torch.zeros(pool, case[2], words_in_row(case[3]), dtype=torch.int32)
+    words = torch.zeros(pool, line, words_in_line(places), dtype=torch.int32)
     slots, packed = torch.zeros(slots_for(pool), dtype=torch.int64), module.pack([torch.zeros(1, 1000, dtype=torch.int32)], [window])
     given = (counts, counts, index, index, words, slots, index, packed, q_len, kv_len, 64)
     return record(module, "make_bits", lambda: module.bits(*given))

@@ -63,9 +63,21 @@ def upto(b, h, q, k):
     return k < (q * 79) % 290
 
 
+def scattered(b, h, q, k):
+    """Pairs at random, but for tiles that are kept whole, and keys 128 to 255, which keep nothing."""
+    mixed = ((q * 40503 + k * 30011 + h * 977) ^ (q * k)) % 1009
+    return ((mixed % 3 == 0) | ((q // 128 + k // 128) % 3 == 2)) & ((k < 128) | (k >= 256))
+
+
+def scattered_own(b, h, q, k):
+    """Another one for each batch entry and head, of which some keep nothing at all."""
+    return scattered(b, h + 7 * b, q, k + 256 * (h + b)) & ((h + b) % 3 > 0)
+
+
 LIST: dict[str, Any] = {"map_form": "list"}
 RANGE: dict[str, Any] = {"map_form": "range", "pieces": 1}
 CROSSED: dict[str, Any] = {**LIST, "crossed": True}
+BITS: dict[str, Any] = {**LIST, "bits": True}
 CASES: dict[str, Case] = {
     "full": Case({"head_dim": 128}),
     "full, narrow": Case({"head_dim": 64}, sizes=(1, 2, 2, 256, 200)),
@@ -88,6 +100,14 @@ CASES: dict[str, Case] = {
     "crossed": Case({"head_dim": 128, **CROSSED}, reach, (1, 2, 1, 300, 290)),
     "crossed, narrow": Case({"head_dim": 64, **CROSSED}, reach, (1, 2, 1, 300, 290)),
     "crossed, from the first key": Case({"head_dim": 64, **CROSSED, "starts": False}, upto, (1, 1, 1, 300, 300)),
+    "bits": Case({"head_dim": 128, **BITS}, scattered, (1, 2, 1, 300, 420)),
+    "bits, narrow": Case({"head_dim": 64, **BITS}, scattered, (1, 2, 1, 300, 420)),
+    "bits, a mask for each head": Case({"head_dim": 128, **BITS}, scattered_own, (2, 4, 2, 150, 140), given=("order",)),
+    "bits, a mask for each head, narrow": Case({"head_dim": 64, **BITS}, scattered_own, (2, 2, 2, 150, 140)),
+    "bits, one batch entry of keys": Case({"head_dim": 64, **BITS}, scattered_own, (2, 2, 1, 100, 260), entries=1),
+    "bits, one query": Case({"head_dim": 128, **BITS}, scattered, (1, 2, 1, 1, 300)),
+    "bits, low scores": Case({"head_dim": 128, **BITS}, lambda b, h, q, k: k > q - 64, (1, 1, 1, 128, 200), given=("low",)),
+    "bits hold": Case({"head_dim": 64, **BITS, "runs": "hold"}, scattered),
     "holds": Case({"head_dim": 64, **RANGE, "runs": "hold"}, causal),
     "fails": Case({"head_dim": 64, **RANGE, "runs": "fail"}, causal),
 }
@@ -129,6 +149,24 @@ def listed(full: Tensor, some: Tensor) -> dict[str, Tensor]:
     return {name: x.to(torch.int32).to(full.device) for name, x in numbers.items()}
 
 
+def patterns_of(plan: HopperBackwardPlan, keep: Tensor, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The bits of the PARTIAL tiles in lists, numbered backwards; FULL ones have numbers that mean nothing."""
+    block_q, block_kv, words = plan.block_q, plan.block_kv, []
+    edges = (0, -keep.shape[3] % block_kv, 0, -keep.shape[2] % block_q)
+    cut = torch.nn.functional.pad(keep, edges, value=False).unflatten(3, (-1, block_kv)).unflatten(2, (-1, block_q)).cpu()
+    numbers = torch.full(given["index"].shape, 12345, dtype=torch.int32)
+    for b, h, n in torch.cartesian_prod(*(torch.arange(x) for x in given["counts"].shape[:3])).view(-1, 3).tolist():
+        begin = int(given["offsets"][b, h, n, 1])
+        for at in range(begin, begin + int(given["counts"][b, h, n, 1])):
+            numbers[at] = -len(words)
+            by_key = cut[b, h, int(given["index"][at]), :, n].mT.unflatten(1, (-1, 32))
+            words.append((by_key.long() << torch.arange(32)).sum(-1).to(torch.int32))
+    listed_ones = numbers <= 0
+    numbers[listed_ones] += len(words) - 1
+    words = torch.stack(words[::-1]) if words else torch.zeros(1, block_kv, block_q // 32, dtype=torch.int32)
+    return {"patterns": numbers.to(keep.device), "words": words.to(keep.device)}
+
+
 def ranged(full: Tensor, some: Tensor) -> dict[str, Tensor]:
     """The range form of a map whose kept and FULL tiles are runs."""
 
@@ -146,6 +184,8 @@ def column_map(plan: HopperBackwardPlan, keep: Tensor | None) -> dict[str, Tenso
         return {}
     found = tiles(keep, plan.block_q, plan.block_kv)
     given = listed(*found) if plan.map_form == "list" else ranged(*found)
+    if plan.bits:
+        return {**given, **patterns_of(plan, keep, given)}
     names = ("row_starts", "row_stops") if plan.crossed else ("starts", "stops")
     bounds = intervals(keep if plan.crossed else keep.mT, max(plan.pieces, 1))
     return {**given, **dict(zip(names, bounds, strict=True))}

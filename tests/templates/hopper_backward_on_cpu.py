@@ -60,6 +60,8 @@ def await_products(number: int, deps: list[Product]) -> Any:
 def loaded(plan: HopperBackwardPlan, change: tuple[str, str] = ("", "")) -> Any:
     """The generated module, with its Gluon kernel run here; after a change of its text."""
     cpu.Shared.slice = part_of  # type: ignore[attr-defined]
+    cpu.Shared._reinterpret = lambda shared, dtype, shape, layout: cpu.Shared(shared.data.view(dtype).view(*shape))  # type: ignore[attr-defined]
+    cpu.gl.split = lambda x: (x[..., 0], x[..., 1])
     cpu.Shared.dtype = property(lambda shared: shared.data.dtype)  # type: ignore[attr-defined]
     cpu.Pointer.to = lambda pointer, dtype: pointer  # type: ignore[attr-defined]
     cpu.gl.inline_asm_elementwise = asm

@@ -199,10 +199,10 @@ class Descriptor:
 
 
 def tma_load(source: Descriptor, at: list[Any], full: Shared, target: Shared) -> None:
-    """Comes after a while; until then the target is NaN."""
+    """Comes after a while; until then the target is NaN (-77, if of integers)."""
     part, place = source.parts(at)
     barrier, waiting = barrier_at(full), HERE.program.waiting
-    target.data.fill_(math.nan)
+    target.data.fill_(math.nan if target.data.dtype.is_floating_point else -77)
 
     def bring() -> None:
         time.sleep(random.random() * 2e-3)

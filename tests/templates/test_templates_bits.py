@@ -61,7 +61,7 @@ def test_other_lengths_and_numbers_are_no_other_kernels(compiled):
 def test_the_file_is_readable_and_passes_ruff(tmp_path):
     text = assemble_bits(axis="column", block_q=100, block_kv=72, mask=EVICT, header=["mask evict\nimport os"])
     assert text.startswith("# mask evict\n# import os\n# bits of tiles of 100 x 72, by column\n")
-    assert "WORDS = tl.constexpr(3)\nSIZE = tl.constexpr(300)\nPADDED = tl.constexpr(512)" in text
+    assert "WORDS = tl.constexpr(4)\nSIZE = tl.constexpr(288)\nPADDED = tl.constexpr(512)" in text
     assert "flexmask" not in text
     (tmp_path / "kernel.py").write_text(text)
     ruff = [sys.executable, "-m", "ruff"]
@@ -75,6 +75,8 @@ def test_what_it_cannot_do_it_says():
         assemble_bits(axis="both", block_q=16, block_kv=16, mask=EVICT)
     with pytest.raises(ValueError, match="1 to 2048 words of 32 keys; got 512 x 160, which takes 512 x 5 words"):
         assemble_bits(axis="row", block_q=512, block_kv=160, mask=EVICT)
+    with pytest.raises(ValueError, match="of 32 queries; got 160 x 512, which takes 512 x 5 words"):
+        assemble_bits(axis="column", block_q=160, block_kv=512, mask=EVICT)
 
 
 def test_half_of_the_hash_table_stays_empty():
