@@ -3,7 +3,8 @@
 A tile's bits are int32 words by the lines of the map: of one by rows [BLOCK_Q, WORDS], bit (key % 32) of word key // 32 of a query; of one
 by columns [BLOCK_KV, WORDS], bit (query % 32) of word query // 32 of a key. Programs share the listed tiles out evenly. Each thread
 evaluates whole words, a bit at a time. A tile's words are then looked up in a hash table by all programs at once: the first to bring them
-adds a pattern, the others compare all words with it, so that equal hashes of different tiles do no harm. The sizes and the functions under "mods" are replaced by `assemble_bits`.
+adds a pattern, the others compare all words with it, so that equal hashes of different tiles do no harm. The sizes and the functions
+under "mods" are replaced by `assemble_bits`.
 """
 
 import triton
@@ -226,11 +227,11 @@ def bits(counts, offsets, index, patterns, words, slots, broken, captures, q_len
     """Fill `patterns` (int32, as long as `index`) where `index` lists PARTIAL tiles: numbers of their bits in `words`.
 
     counts, offsets: int32 [batch, heads, lines, 2] and index: int32, finished lists; the lines' own entries end at index[iota]. words:
-    int32 [pool, BLOCK_Q, WORDS] (by columns [pool, BLOCK_KV, WORDS]), for up to `pool` different tiles. slots: int64 [1 + a power of two], zeroed by the caller; then slots[0]
-    is the number of different tiles. broken: int32 [1 or more], zeroed by the caller; broken[0] becomes 1, and nothing else may be used,
-    where there are more different tiles than have room, or a line lists its tiles from index[iota] on. Where it is 1 already nothing is
-    done. All are contiguous; captures come from `pack`. One launch, nothing is waited for. Raises ValueError for other sizes of `words`
-    and `slots`.
+    int32 [pool, BLOCK_Q, WORDS] (by columns [pool, BLOCK_KV, WORDS]), for up to `pool` different tiles. slots: int64 [1 + a power of two],
+    zeroed by the caller; then slots[0] is the number of different tiles. broken: int32 [1 or more], zeroed by the caller; broken[0]
+    becomes 1, and nothing else may be used, where there are more different tiles than have room, or a line lists its tiles from
+    index[iota] on. Where it is 1 already nothing is done. All are contiguous; captures come from `pack`. One launch, nothing is waited
+    for. Raises ValueError for other sizes of `words` and `slots`.
     """
     pool, room = words.shape[0], slots.shape[0] - 1
     line = SIZE.value // WORDS.value

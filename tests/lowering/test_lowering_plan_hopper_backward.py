@@ -12,6 +12,8 @@ SERVED = [
     {"head_dim": 64, "map_form": "range", "pieces": 1, "starts": False},
     {"head_dim": 96, "v_head_dim": 128, "dtype": "float16", "map_form": "list", "pieces": 3, "runs": "hold"},
     {"head_dim": 8, "map_form": "list", "crossed": True, "runs": "fail"},
+    {"head_dim": 64, "map_form": "list", "bits": True, "runs": "hold"},
+    {"head_dim": 128, "map_form": "list", "bits": True},
 ]
 
 
@@ -42,6 +44,7 @@ def test_a_plan_says_what_its_kernel_does():
     shown = "hopper backward D96/72 float16 sm_90, list map, 2 intervals a column, where the intervals hold, tiles 64x128, 2 stages"
     assert str(plan) == shown
     assert "1 interval a row from the first place" in str(plan_hopper_backward(64, map_form="list", crossed=True, starts=False))
+    assert "list map, bits of partial tiles, tiles" in str(plan_hopper_backward(64, map_form="list", bits=True))
     assert "no mask" in str(plan_hopper_backward(64))
 
 
@@ -57,7 +60,7 @@ def test_a_plan_says_what_its_kernel_does():
         ({"head_dim": 128, "score": True}, "score mod"),
         ({"head_dim": 128, "map_form": "list"}, "predicate"),
         ({"head_dim": 128, "map_form": "list", "pieces": 1, "evaluated": True}, "predicate"),
-        ({"head_dim": 128, "map_form": "list", "bits": True}, "predicate"),
+        ({"head_dim": 128, "map_form": "list", "bits": True, "evaluated": True}, "predicate"),
     ],
 )
 def test_a_refusal_gives_its_reason(wanted, reason):
@@ -68,7 +71,7 @@ def test_a_refusal_gives_its_reason(wanted, reason):
 @pytest.mark.parametrize(
     "change",
     [{"map_form": "tree"}, {"map_form": "none"}, {"pieces": 0}, {"pieces": 4}, {"crossed": True}, {"runs": "sometimes"}, {"block_q": 32},
-     {"v_head_dim": 64}, {"score": True}, {"stages": 1}, {"dtype": "float32"}, {"map_form": "range", "pieces": 0, "crossed": True}],
+     {"v_head_dim": 64}, {"bits": True}, {"pieces": 0, "bits": True, "crossed": True}, {"pieces": 0, "bits": True, "map_form": "range"}, {"score": True}, {"stages": 1}, {"dtype": "float32"}, {"map_form": "range", "pieces": 0, "crossed": True}],
 )  # fmt: skip
 def test_contradictory_plans_are_refused(change):
     with pytest.raises(ValueError):

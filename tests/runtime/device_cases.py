@@ -75,6 +75,7 @@ def bits_agree(made: TileMap, dense: torch.Tensor) -> bool:
         for tile, pattern in zip(made.index[begin : begin + count].tolist(), made.patterns[begin : begin + count].tolist(), strict=True):
             i, j = (place[2], tile) if made.axis == "row" else (tile, place[2])
             kept = ((made.words[pattern].long()[..., None] >> shifts) & 1).flatten(1).bool()
+            kept = kept if made.axis == "row" else kept.mT
             want = dense[*place[:2], i * made.block_q : (i + 1) * made.block_q, j * made.block_kv : (j + 1) * made.block_kv]
             if not torch.equal(kept[: want.shape[0], : want.shape[1]], want):
                 return False

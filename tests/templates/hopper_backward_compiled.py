@@ -15,7 +15,7 @@ from flexmask.lowering.plan_hopper_backward import HopperBackwardPlan, plan_hopp
 from flexmask.templates import offline
 
 # those that differ in their code
-COMPILED = ["two", "crossed, narrow", "holds"]
+COMPILED = ["two", "crossed, narrow", "holds", "bits", "bits hold"]
 KERNELS = ("row_terms_kernel", "attention_backward", "gather_queries")
 
 

@@ -88,6 +88,11 @@ MISTAKES = {
     "a block row of another head": ("a mask for each head", ("h * stride_mh + n", "n")),
     "bounds of another head": ("a mask for each head", ("b * stride_ib + h * stride_ih)", "b * stride_ib)")),
     "keys beyond the last": ("full, low scores", ("is_full(column, j, m) & whole", "is_full(column, j, m)")),
+    "bits that are not waited for": ("bits", ("TILE + LINES * 1024)", "TILE)")),
+    "bits of another tile": ("bits", ("pattern_of(maps, column, j + 1, steps)", "pattern_of(maps, column, j, steps)")),
+    "bits of the other keys": ("bits", ("FLAT).index(WG)", "FLAT).index(1 - WG)")),
+    "a FULL tile whose last keys do not exist": ("bits, low scores", ("exists = gl.where(kv0", "exists = gl.where(0 * kv0")),
+    "a column without bits keeps something": ("bits, a mask for each head", ("other=NOTHING", "other=ALL")),
     "a column that keeps nothing takes no step": ("a mask for each head, alone", ("(it + steps == 0), 1", "(it + steps == 0), 0")),
 }  # fmt: skip
 

@@ -85,7 +85,7 @@ def test_shared_memory_is_as_estimated(compiled, case):
     assert estimate <= compiled[case]["shared_bytes"] <= estimate + 1024
 
 
-@pytest.mark.parametrize("case", ["full", "three", "crossed", "holds"])
+@pytest.mark.parametrize("case", ["full", "three", "crossed", "bits", "holds"])
 def test_files_pass_ruff_and_are_formatted(case, tmp_path):
     (tmp_path / "kernel.py").write_text(assemble_hopper_backward(plan_hopper_backward(**CASES[case].plan), ["mask document"]))
     for command in (["check"], ["format", "--check", "--diff"]):
