@@ -30,12 +30,13 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 test: $(VENV)/.ready .triton-next/.ready lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' tests
 	$(BIN)/python -m pytest --doctest-modules flexmask --ignore=flexmask/templates
 	$(BIN)/python -m pytest --doctest-glob='*.md' docs README.md
 
-# ten times as many random masks as `make test` tries
-nightly: $(VENV)/.ready
+# ten times as many random masks as `make test` tries, and every kernel compiled
+nightly: $(VENV)/.ready .triton-next/.ready
+	$(BIN)/python -m pytest -n 2 -m slow tests
 	FLEXMASK_EXAMPLES=20000 $(BIN)/python -m pytest tests/test_random_predicates.py
 
 bench: $(VENV)/.ready

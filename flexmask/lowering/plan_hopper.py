@@ -17,10 +17,11 @@ class HopperPlan:
 
     `map_form` is "none", "range" or "list"; `pieces` the number of row intervals that PARTIAL tiles compare with, `starts` whether those
     may begin after the first key. A `crossed` kernel compares with one interval of queries a key instead (and `starts` then tells of
-    those). One with `bits` has no intervals: beside each PARTIAL tile of its list stands which pattern of bits masks it. `runs` is "always",
-    or "hold" or "fail" for a kernel that does nothing unless the map's flag on the device says so. Each of `consumers` warpgroups takes 64
-    rows of a tile. `stages` tiles of keys and values are in flight and `q_stages` of queries. The `schedule` is "grid" (a program a tile), "stride" (resident programs, each takes every so many-th tile) or "queue" (resident
-    programs that take the next tile when they are done). Registers are those of a thread that multiplies and of one that loads.
+    those). One with `bits` has no intervals: beside each PARTIAL tile of its list stands the number of the bits that mask it. `runs` is
+    "always", or "hold" or "fail" for a kernel that does nothing unless the map's flag on the device says so. Each of `consumers`
+    warpgroups takes 64 rows of a tile. `stages` tiles of keys and values are in flight and `q_stages` of queries. The `schedule` is "grid"
+    (a program a tile), "stride" (resident programs, each takes every so many-th tile) or "queue" (resident programs that take the next
+    tile when they are done). Registers are those of a thread that multiplies and of one that loads.
 
     >>> plan = plan_hopper(128, map_form="range", pieces=1)
     >>> print(plan)
@@ -60,7 +61,7 @@ class HopperPlan:
             raise ValueError("a range map comes from row intervals")
         if self.map_form == "list" and (self.pieces > 0) + self.crossed + self.bits != 1:
             raise ValueError(
-                "PARTIAL tiles of a list compare either with intervals of the rows (pieces) or with those of the keys (crossed), or read bits"
+                "PARTIAL tiles of a list compare either with intervals of the rows (pieces) or of the keys (crossed), or read bits"
             )
         if min(self.stages, self.q_stages) < 1 or self.shared_bytes() > SHARED_BYTES:
             raise ValueError(f"needs {self.shared_bytes()} bytes of shared memory of {SHARED_BYTES}: use fewer stages or smaller tiles")
@@ -147,12 +148,13 @@ def plan_hopper(
     evaluated: bool = False,
     bits: bool = False,
     heavy: bool = False,
+    narrow: bool = False,
     schedule: str = "queue",
 ) -> HopperPlan | str:
     """The plan of a Hopper forward kernel, or why this template does not serve, as a clause for `explain`.
 
     `evaluated` says that PARTIAL tiles would need the predicate; `heavy` that the score mod reads a table at places
-    that depend on query and key.
+    that depend on query and key; `narrow` that rows keep few keys, so that most tiles are PARTIAL.
 
     >>> plan_hopper(192)
     'head dims beyond 128 do not fit its registers'
@@ -161,11 +163,13 @@ def plan_hopper(
     reason = _refusal(head_dim, v_head_dim, dtype, arch, evaluated, score and heavy)
     if reason is not None:
         return reason
-    wide = padded_dim(head_dim) == 128
-    stages, q_stages = 2 if wide else 4, 1 if schedule == "grid" else 2
+    # a third warpgroup pays where heads are small enough for it and most tiles are FULL
+    short = padded_dim(head_dim) == 64
+    tall = short and map_form != "list" and not (narrow or score)
+    block_q, stages, consumer, producer = (192, 3, 160, 32) if tall else (128, 4, 232, 40) if short else (128, 2, 232, 40)
     return HopperPlan(
         head_dim, v_head_dim, dtype, map_form, pieces, crossed, bits, starts, runs, score,
-        128, 128, stages, q_stages, schedule, 232, 40, arch,
+        block_q, 128, stages, 1 if schedule == "grid" else 2, schedule, consumer, producer, arch,
     )  # fmt: skip
 
 

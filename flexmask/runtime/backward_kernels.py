@@ -192,7 +192,7 @@ def _given(tile_map: TileMap | None, ordered: bool = False) -> dict[str, Any]:
     """A map as the backward kernels take it; `ordered` for one that is told in which order to begin lines."""
     if tile_map is None:
         return {}
-    names = ("ranges", "counts", "offsets", "index", "broken")
+    names = ("ranges", "counts", "offsets", "index", "patterns", "words", "broken")
     given = {name: getattr(tile_map, name) for name in names if getattr(tile_map, name) is not None}
     if tile_map.intervals is not None:
         given |= {"starts": tile_map.intervals.starts.contiguous(), "stops": tile_map.intervals.ends.contiguous()}

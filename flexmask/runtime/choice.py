@@ -71,7 +71,8 @@ def choose(store: Store, request: Request, target: Target, looked_at: Sequence[V
     promised = frozenset[int]() if request.mask is None else request.mask.promised
     why = target.plain
     if not looked_at and target.arch == 90 and not target.plain:
-        plans = [(variant, _hopper(request, target, variant)) for variant in hopper_variants(facts, promised)]
+        narrow = facts is not None and is_narrow(facts.rows)
+        plans = [(variant, _hopper(request, target, variant, narrow)) for variant in hopper_variants(facts, promised)]
         why = next((plan for variant, plan in plans if isinstance(plan, str) and not variant.evaluated), "")
         if not why:
             return tuple(_with_fallback(store, request, target, *found) for found in plans)
@@ -84,7 +85,7 @@ def _with_fallback(store: Store, request: Request, target: Target, variant: Vari
     return Choice(variant, plan) if isinstance(plan, HopperPlan) else Choice(variant, _plain(store, request, target, variant), plan)
 
 
-def _hopper(request: Request, target: Target, variant: Variant) -> HopperPlan | str:
+def _hopper(request: Request, target: Target, variant: Variant, narrow: bool) -> HopperPlan | str:
     """The plan of the Hopper template, or why that does not serve."""
     if not target.tma:
         return "rows of q, k and v are not multiples of 16 bytes apart"
@@ -92,7 +93,7 @@ def _hopper(request: Request, target: Target, variant: Variant) -> HopperPlan | 
     return plan_hopper(
         s.head_dim, s.v_head_dim, dtype=target.dtype_name, arch=target.arch, map_form=variant.map_form, crossed=variant.crossed,
         pieces=0 if variant.crossed else variant.pieces, starts=variant.starts, runs=variant.runs, score=request.score is not None,
-        evaluated=variant.evaluated, bits=variant.bits, heavy=is_costly(*mods) or reads_by_score(*mods),
+        evaluated=variant.evaluated, bits=variant.bits, heavy=is_costly(*mods) or reads_by_score(*mods), narrow=narrow,
     )  # fmt: skip
 
 

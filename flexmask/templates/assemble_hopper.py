@@ -62,8 +62,8 @@ def _values(plan: HopperPlan) -> dict[str, object]:
         "HEAD_DIM": plan.head_dim, "V_HEAD_DIM": plan.v_head_dim, "PADDED_DIM": plan.padded_dim, "PADDED_V_DIM": plan.padded_v_dim,
         "DTYPE": Code(f"gl.{plan.dtype}"), "BLOCK_Q": plan.block_q, "BLOCK_KV": plan.block_kv, "STAGES": plan.stages,
         "Q_STAGES": plan.q_stages, "SCHEDULE": plan.schedule, "CONSUMER_REGISTERS": plan.consumer_registers,
-        "PRODUCER_REGISTERS": plan.producer_registers, "MAP_FORM": plan.map_form, "PIECES": plan.pieces, "CROSSED": plan.crossed, "BITS": plan.bits,
-        "STARTS": plan.starts, "RUNS": plan.runs, "SCORE": plan.score,
+        "PRODUCER_REGISTERS": plan.producer_registers, "MAP_FORM": plan.map_form, "PIECES": plan.pieces, "CROSSED": plan.crossed,
+        "BITS": plan.bits, "STARTS": plan.starts, "RUNS": plan.runs, "SCORE": plan.score,
     }  # fmt: skip
 
 

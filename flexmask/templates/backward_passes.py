@@ -46,10 +46,10 @@ def backward(
     first = (fused or rows)[0][0]
     terms = first.row_terms(out, lse, dout, dlse)
     mods = (first.pack(*mask), first.pack(*score))
-    dq, dkv, flag = None, None, {}
+    dq, dkv, found, flag = None, None, None, {}
     for module, tile_map in fused:
-        into = None if dq is None else (dq, *dkv)
-        dq, *dkv = module.backward(q, k, v, dout, terms, scale, *mods, **tile_map, into=into)
+        found = module.backward(q, k, v, dout, terms, scale, *mods, **tile_map, into=found)
+        dq, dkv = found[0], found[1:]
         flag = {"spared": tile_map["broken"]} if rows else {}
     for module, tile_map in peaks:
         module.backward_q(q, k, v, dout, terms, scale, *mods, **tile_map, grads=grads, dropout=dropout)

@@ -57,6 +57,9 @@ ALL = tl.constexpr((1 << 29) + 1)
 
 # ---- functions
 
+# what Triton 3.9 renamed
+reinterpret = getattr(gl.shared_memory_descriptor, "reinterpret", None) or gl.shared_memory_descriptor._reinterpret
+
 
 @gluon.jit
 def add_four(addresses, x):
@@ -300,34 +303,32 @@ def bounds_of_keys(keys_of, lead, kv0, FOURS: gl.constexpr):
 
 
 @gluon.jit
-def bits_of_keys(words_s, slot, pattern, kv0, kv_len, WG: gl.constexpr, FOURS: gl.constexpr):
-    """The words of 64 keys as `spread` takes them; of a FULL tile those of all keys that exist."""
-    FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    ROW: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, FOURS)))
-    words = words_s.index(slot)._reinterpret(gl.int32, [2, 64, BLOCK_Q // 32], FLAT).index(WG)
-    word = spread_bits(words.load(gl.SliceLayout(1, gl.SliceLayout(2, FOURS))), FOURS)
-    exists = gl.where(kv0 + gl.arange(0, 64, ROW) < kv_len, -1, 0)[:, None, None, None]
-    return gl.where(pattern == ALL, exists, word)
-
-
-@gluon.jit
 def afresh(x):
     """`x`, an int32, such that nothing that depends on it is computed before it is needed, and then held in registers."""
     return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
+def bits_of_keys(words_s, slot, pattern, kv0, kv_len, WG: gl.constexpr, FOURS: gl.constexpr):
+    """The words of 64 keys as `spread` takes them; of a FULL tile those of all keys that exist."""
+    FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    ROW: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, FOURS)))
+    words = reinterpret(words_s.index(afresh(slot)), gl.int32, [2, 64, BLOCK_Q // 32], FLAT).index(WG)
+    word = spread_bits(words.load(gl.SliceLayout(1, gl.SliceLayout(2, FOURS))), FOURS)
+    exists = gl.where(kv0 + gl.arange(0, 64, ROW) < kv_len, -1, 0)[:, None, None, None]
+    return gl.where(pattern == ALL, exists, word)
+
+
+@gluon.jit
 def mask_tile(p, bufs, slot, keys_of, lead, start, kv0, WG: gl.constexpr, S_LAYOUT: gl.constexpr):
     """The probabilities of a PARTIAL tile, 0 where a pair is not kept or a key does not exist."""
     kv0 = afresh(kv0)
-    if BITS:
+    if BITS or PIECES > 0:
         FOURS: gl.constexpr = in_fours(p).type.layout
-        words = bits_of_keys(bufs[10], slot, lead, kv0, keys_of[0], WG, FOURS)
-        p = gl.where(spread(words, 64, BLOCK_Q, S_LAYOUT), p, 0.0)
-    elif PIECES > 0:
-        FOURS: gl.constexpr = in_fours(p).type.layout
-        bounds = bounds_of_keys(keys_of, lead, kv0, FOURS)
-        words = kept_bits(bounds, start, BLOCK_Q, PIECES, STARTS)
+        if BITS:
+            words = bits_of_keys(bufs[10], slot, lead, kv0, keys_of[0], WG, FOURS)
+        else:
+            words = kept_bits(bounds_of_keys(keys_of, lead, kv0, FOURS), start, BLOCK_Q, PIECES, STARTS)
         p = gl.where(spread(words, 64, BLOCK_Q, S_LAYOUT), p, 0.0)
     else:
         kv = kv0 + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT))[:, None]

@@ -116,9 +116,9 @@ def walk_range(ranges, whole):
 
 
 @gluon.jit
-def walk_list(counts, offsets, index, patterns, whole):
+def walk_list(counts, offsets, index, patterns, whole, valid):
     """The walk from a map in list form: a short FULL tile (always the last one, number `whole`), PARTIAL tiles, FULL ones."""
-    full, part = gl.load(counts), gl.load(counts + 1)
+    full, part = gl.load(counts, mask=valid, other=0), gl.load(counts + 1, mask=valid, other=0)
     full_at, part_at = gl.load(offsets), gl.load(offsets + 1)
     at = gl.where(part > 0, part_at, full_at)
     first = gl.load(index + at, mask=part + full > 0, other=0)
@@ -133,7 +133,7 @@ def walk_list(counts, offsets, index, patterns, whole):
 
 
 @gluon.jit
-def find_walk(tile_map, b, h, m, kv_len):
+def find_walk(tile_map, b, h, m, kv_len, valid):
     """(first, part_at, part, full_at, full, pattern): the first tile of keys of a tile row, tile 0 where it keeps none; where the other
     PARTIAL tiles begin and how many there are; the same of FULL ones; and the pattern of bits that masks the first, ALL or NOTHING."""
     ranges, counts, offsets, index, stride_mb, stride_mh, patterns = tile_map
@@ -144,7 +144,7 @@ def find_walk(tile_map, b, h, m, kv_len):
         if MAP_FORM == "range":
             walk = walk_range(ranges + line * 4, kv_len // BLOCK_KV)
         else:
-            walk = walk_list(counts + line * 2, offsets + line * 2, index, patterns, kv_len // BLOCK_KV)
+            walk = walk_list(counts + line * 2, offsets + line * 2, index, patterns, kv_len // BLOCK_KV, valid)
     return walk
 
 
@@ -200,16 +200,17 @@ def find_tile(turn, call, tile_map):
     """(tile row, batch entry, head, and its walk) of tile number `turn`: `resident` heads at a time, so that their keys stay in the L2
     cache; tile rows in the given order, or the last one first."""
     tiles, rows, resident, heads, kv_len, order = call
+    valid = tiles > 0  # where there is nothing to do, the map and the order may name places that do not exist
     turn = gl.maximum(gl.minimum(turn, tiles - 1), 0)  # there may be none left: any tile then, which is not used
     group = turn // (resident * rows)
     rest = turn - group * (resident * rows)
     if order is None:
         m = rows - 1 - rest // resident
     else:
-        m = gl.load(order + rest // resident)
+        m = gl.load(order + rest // resident, mask=valid, other=0)
     head = group * resident + rest % resident
     b, h = head // heads, head % heads
-    first, part_at, part, full_at, full, pattern = find_walk(tile_map, b, h, m, kv_len)
+    first, part_at, part, full_at, full, pattern = find_walk(tile_map, b, h, m, kv_len, valid)
     return m, b, h, first, part_at, part, full_at, full, pattern
 
 

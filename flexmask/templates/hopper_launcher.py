@@ -41,7 +41,7 @@ def processors(device):
 def check_bits(patterns, words):
     """Raises ValueError where the plan reads bits and they are not there, and the other way about."""
     if BITS.value != (words is not None) or BITS.value != (patterns is not None):
-        raise ValueError("this kernel reads the bits of partial tiles: bring `patterns` and `words`" if BITS else "this kernel reads no bits")
+        raise ValueError("this kernel reads bits: it needs `patterns` and `words`" if BITS else "this kernel reads no bits")
     if BITS and tuple(words.shape[1:]) != (BLOCK_Q.value, WORDS.value):
         raise ValueError(f"words must be [pool, {BLOCK_Q.value}, {WORDS.value}]; got {list(words.shape)}")
 

@@ -14,7 +14,6 @@ REFUSED = {
     "odd head dims": ({"head_dim": 100}, "multiples of 8"),
     "different widths": ({"head_dim": 128, "v_head_dim": 64}, "different widths"),
     "a predicate": ({"head_dim": 64, "map_form": "list", "evaluated": True}, "the predicate itself"),
-    "bits": ({"head_dim": 64, "map_form": "list", "bits": True}, "the predicate itself"),
     "a table at (query, key)": ({"head_dim": 64, "score": True, "heavy": True}, "table at (query, key)"),
 }
 MADE = [
@@ -23,6 +22,7 @@ MADE = [
     {"head_dim": 72, "v_head_dim": 128, "map_form": "range", "pieces": 1, "starts": False},
     {"head_dim": 128, "map_form": "list", "pieces": 3, "runs": "hold", "score": True},
     {"head_dim": 40, "map_form": "list", "crossed": True, "schedule": "stride"},
+    {"head_dim": 128, "map_form": "list", "bits": True, "runs": "hold", "score": True},
 ]
 
 
@@ -48,6 +48,7 @@ def test_a_plan_reads_as_a_sentence():
     )
     crossed = plan_hopper(40, map_form="list", crossed=True, starts=False)
     assert "D40 " in str(crossed) and "1 interval a key from the first row" in str(crossed)
+    assert "list map, bits of partial tiles, tiles 128x128" in str(plan_hopper(128, map_form="list", bits=True))
 
 
 def test_narrow_heads_are_padded_to_what_tma_swizzles():
@@ -63,6 +64,9 @@ def test_narrow_heads_are_padded_to_what_tma_swizzles():
         ({"schedule": "random"}, "schedule is one of"),
         ({"map_form": "none"}, "without a map every tile is full"),
         ({"pieces": 0}, "a range map comes from row intervals"),
+        ({"bits": True}, "a range map comes from row intervals"),
+        ({"map_form": "none", "pieces": 0, "bits": True}, "no intervals and no bits"),
+        ({"map_form": "list", "bits": True}, "or read bits"),
         ({"map_form": "list", "crossed": True}, "either with intervals of the rows"),
         ({"stages": 9}, "use fewer stages or smaller tiles"),
         ({"v_head_dim": 64}, "both up to 64, or both above"),

@@ -71,7 +71,8 @@ def test_a_refusal_gives_its_reason(wanted, reason):
 @pytest.mark.parametrize(
     "change",
     [{"map_form": "tree"}, {"map_form": "none"}, {"pieces": 0}, {"pieces": 4}, {"crossed": True}, {"runs": "sometimes"}, {"block_q": 32},
-     {"v_head_dim": 64}, {"bits": True}, {"pieces": 0, "bits": True, "crossed": True}, {"pieces": 0, "bits": True, "map_form": "range"}, {"score": True}, {"stages": 1}, {"dtype": "float32"}, {"map_form": "range", "pieces": 0, "crossed": True}],
+     {"v_head_dim": 64}, {"score": True}, {"stages": 1}, {"dtype": "float32"}, {"map_form": "range", "pieces": 0, "crossed": True},
+     {"bits": True}, {"pieces": 0, "bits": True, "crossed": True}, {"pieces": 0, "bits": True, "map_form": "range"}],
 )  # fmt: skip
 def test_contradictory_plans_are_refused(change):
     with pytest.raises(ValueError):

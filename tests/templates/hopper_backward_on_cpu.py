@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import hopper_backward_cases as cases
@@ -60,7 +61,7 @@ def await_products(number: int, deps: list[Product]) -> Any:
 def loaded(plan: HopperBackwardPlan, change: tuple[str, str] = ("", "")) -> Any:
     """The generated module, with its Gluon kernel run here; after a change of its text."""
     cpu.Shared.slice = part_of  # type: ignore[attr-defined]
-    cpu.Shared._reinterpret = lambda shared, dtype, shape, layout: cpu.Shared(shared.data.view(dtype).view(*shape))  # type: ignore[attr-defined]
+    cpu.gl.shared_memory_descriptor = SimpleNamespace(reinterpret=lambda x, dtype, shape, layout: cpu.Shared(x.data.view(*shape)))
     cpu.gl.split = lambda x: (x[..., 0], x[..., 1])
     cpu.Shared.dtype = property(lambda shared: shared.data.dtype)  # type: ignore[attr-defined]
     cpu.Pointer.to = lambda pointer, dtype: pointer  # type: ignore[attr-defined]
@@ -86,13 +87,13 @@ MISTAKES = {
     "no end of the records": ("causal", ("send_record(bufs, bars, slot, 0, 0, NO_MORE, 0)", "pass")),
     "a list that is read beyond its end": ("two", ("mask=j < steps, other=0", "mask=j < steps + 99, other=0")),
     "a block row of another head": ("a mask for each head", ("h * stride_mh + n", "n")),
-    "bounds of another head": ("a mask for each head", ("b * stride_ib + h * stride_ih)", "b * stride_ib)")),
+    "bounds of another head": ("a mask for each head", ("lead = b * stride_ib + h * stride_ih", "lead = b * stride_ib")),
     "keys beyond the last": ("full, low scores", ("is_full(column, j, m) & whole", "is_full(column, j, m)")),
     "bits that are not waited for": ("bits", ("TILE + LINES * 1024)", "TILE)")),
     "bits of another tile": ("bits", ("pattern_of(maps, column, j + 1, steps)", "pattern_of(maps, column, j, steps)")),
     "bits of the other keys": ("bits", ("FLAT).index(WG)", "FLAT).index(1 - WG)")),
     "a FULL tile whose last keys do not exist": ("bits, low scores", ("exists = gl.where(kv0", "exists = gl.where(0 * kv0")),
-    "a column without bits keeps something": ("bits, a mask for each head", ("other=NOTHING", "other=ALL")),
+    "a column without bits keeps something": ("bits", ("other=NOTHING", "other=ALL")),
     "a column that keeps nothing takes no step": ("a mask for each head, alone", ("(it + steps == 0), 1", "(it + steps == 0), 0")),
 }  # fmt: skip
 

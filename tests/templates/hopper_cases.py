@@ -24,7 +24,7 @@ Given = dict[str, Any]
 @dataclass(frozen=True)
 class Case:
     """What a kernel is run on. `keeps` gives (start, stop) pairs, ints or tensors over (batch entry, head, query), of kept keys; for a
-    crossed plan over (batch entry, head, key), of queries."""
+    crossed plan over (batch entry, head, key), of queries; for one that reads bits, `kept` gives the mask itself."""
 
     plan: Given
     keeps: Callable[..., list[tuple[Any, Any]]] | None = None
@@ -34,6 +34,7 @@ class Case:
     given: tuple[str, ...] = ()  # sinks, peaks, order, broken
     scale: float = 0.25
     score: str = ""
+    kept: Callable[[int, int, int, int], torch.Tensor] | None = None
 
 
 def causal(b, h, q):
@@ -64,7 +65,28 @@ def evicted(b, h, k):
     return [(k, k + 1 + (k * 37) % 400 + 20 * h)]
 
 
+def scattered(batch, heads, q_len, kv_len):
+    """Random bits in a third of the tiles, all of another third; rows that keep nothing in PARTIAL tiles; the first head's first tile row
+    keeps nothing, its second only the FULL last tile, and the third only FULL ones."""
+    generator = torch.Generator().manual_seed(3)
+    kinds = torch.randint(3, (batch, heads, -(-q_len // 128), -(-kv_len // 128)), generator=generator)
+    kinds[0, 0, 0], kinds[0, 0, 1:2], kinds[0, 0, 2:3] = 0, 0, 2
+    kinds[0, 0, 1:2, -1:] = 2
+    kinds = kinds.repeat_interleave(128, 2)[:, :, :q_len].repeat_interleave(128, 3)[..., :kv_len]
+    some = torch.rand(kinds.shape, generator=generator) < torch.rand(*kinds.shape[:3], 1, generator=generator) - 0.2
+    return (kinds == 2) | (kinds == 1) & some
+
+
+def everything(*sizes):
+    return torch.ones(sizes, dtype=torch.bool)
+
+
+def nothing(*sizes):
+    return torch.zeros(sizes, dtype=torch.bool)
+
+
 LIST: Given = {"map_form": "list"}
+BITS: Given = {**LIST, "bits": True}
 RANGE: Given = {"map_form": "range", "pieces": 1}
 CASES: dict[str, Case] = {
     "full": Case({"head_dim": 64}),
@@ -95,7 +117,21 @@ CASES: dict[str, Case] = {
     "no scale": Case({"head_dim": 64, **RANGE}, causal, scale=0.0),
     "holds": Case({"head_dim": 64, **RANGE, "runs": "hold"}, causal, given=("broken 0",)),
     "does not hold": Case({"head_dim": 64, **RANGE, "runs": "hold"}, causal, given=("broken 1",)),
+    "bits": Case({"head_dim": 64, **BITS}, None, (2, 2, 1, 500, 460), kept=scattered, given=("sinks", "peaks")),
+    "bits, whole tiles": Case({"head_dim": 128, **BITS}, None, (1, 2, 2, 384, 640), {"q_stages": 1, "stages": 1}, kept=scattered),
+    "bits, small tiles": Case({"head_dim": 64, **BITS}, None, (1, 2, 1, 300, 350), {"block_kv": 64, "stages": 3}, kept=scattered),
+    "bits, three warpgroups": Case(
+        {"head_dim": 64, "dtype": "float16", **BITS}, None, (1, 2, 1, 500, 333),
+        {"block_q": 192, "consumer_registers": 160, "producer_registers": 32}, kept=scattered,
+    ),
+    "bits, one row": Case({"head_dim": 64, **BITS, "schedule": "grid"}, None, (1, 3, 1, 1, 700), kept=scattered),
+    "bits, score": Case({"head_dim": 64, **BITS, "score": True}, None, (1, 2, 1, 300, 500), kept=scattered, score="slopes"),
+    "no bits, as all is kept": Case({"head_dim": 64, **BITS}, None, (1, 1, 1, 300, 300), kept=everything),
+    "no bits, as nothing is kept": Case({"head_dim": 64, **BITS}, None, (1, 1, 1, 300, 300), kept=nothing, given=("sinks", "peaks")),
+    "bits that hold": Case({"head_dim": 64, **BITS, "runs": "hold"}, None, kept=scattered, given=("broken 0",)),
+    "bits that do not hold": Case({"head_dim": 64, **BITS, "runs": "hold"}, None, kept=scattered, given=("broken 2", "order")),
     "fails": Case({"head_dim": 64, **RANGE, "runs": "fail"}, causal, given=("broken 1",)),
+    "failed, and another kernel has done it": Case({"head_dim": 64, **RANGE, "runs": "fail"}, causal, given=("broken 2",)),
     "softcap": Case({"head_dim": 64, **RANGE, "score": True}, causal, score="softcap"),
     "slopes": Case({"head_dim": 64, "score": True}, score="slopes", given=("sinks", "peaks")),
     "gate": Case({"head_dim": 64, **LIST, "pieces": 2, "score": True}, two, (1, 2, 2, 500, 500), score="gate"),
@@ -156,6 +192,8 @@ def intervals_of(case: Case, crossed: bool) -> tuple[torch.Tensor, torch.Tensor]
 def dense(case: Case, crossed: bool) -> torch.Tensor:
     """The mask, bool [batch, heads, Q, KV]."""
     batch, heads, _, q_len, kv_len = case.sizes
+    if case.kept is not None:
+        return case.kept(batch, heads, q_len, kv_len)
     if case.keeps is None:
         return torch.ones(batch, heads, q_len, kv_len, dtype=torch.bool)
     starts, stops = intervals_of(case, crossed)
@@ -197,21 +235,41 @@ def map_of(states: torch.Tensor, form: str) -> Given:
     }  # fmt: skip
 
 
+def bits_of(keep: torch.Tensor, listed: Given, block_q: int, block_kv: int) -> Given:
+    """Words of the tiles that a list map names as PARTIAL, each different one once; 99 stands where no pattern is needed."""
+    batch, heads, lines, _ = listed["counts"].shape
+    keep = torch.nn.functional.pad(keep, (0, -keep.shape[3] % block_kv, 0, -keep.shape[2] % block_q))
+    tiles = keep.unflatten(3, (-1, block_kv)).unflatten(2, (-1, block_q)).transpose(3, 4)
+    patterns, known = torch.full_like(listed["index"], 99), dict[bytes, int]()
+    words = torch.zeros(0, block_q, block_kv // 32, dtype=torch.int32)
+    for b, h, m in torch.cartesian_prod(*(torch.arange(n) for n in (batch, heads, lines))).tolist():
+        first, part = int(listed["offsets"][b, h, m, 1]), int(listed["counts"][b, h, m, 1])
+        for at in range(first, first + part):
+            tile = tiles[b, h, m, int(listed["index"][at])].unflatten(1, (-1, 32))
+            word = (tile.long() << torch.arange(32)).sum(-1).int()
+            patterns[at] = known.setdefault(word.numpy().tobytes(), len(known))
+            words = torch.cat([words, word[None]])[: len(known)]
+    return {"patterns": patterns, "words": words.contiguous()}
+
+
 def arguments(case: Case, plan: HopperPlan) -> Given:
     """What `forward` takes besides q, k, v, the scale and captures; on the CPU."""
     _, heads, _, q_len, _ = case.sizes
     given: Given = {}
     if plan.map_form != "none":
         given = map_of(states_of(dense(case, plan.crossed), plan.block_q, plan.block_kv), plan.map_form)
-        names = ("column_starts", "column_stops") if plan.crossed else ("row_starts", "row_stops")
-        given |= dict(zip(names, intervals_of(case, plan.crossed), strict=True))
+        if plan.bits:
+            given |= bits_of(dense(case, False), given, plan.block_q, plan.block_kv)
+        else:
+            names = ("column_starts", "column_stops") if plan.crossed else ("row_starts", "row_stops")
+            given |= dict(zip(names, intervals_of(case, plan.crossed), strict=True))
     if "sinks" in case.given:
         given["sinks"] = torch.linspace(-1, 2, heads)
     if "peaks" in case.given:
         given["peaks"] = torch.full(case.sizes[:2] + case.sizes[3:4], float("nan"))
     if "order" in case.given:
         given["order"] = torch.arange(-(-q_len // plan.block_q), dtype=torch.int32)
-    for flag in (0, 1):
+    for flag in (0, 1, 2):
         if f"broken {flag}" in case.given:
             given["broken"] = torch.tensor([flag], dtype=torch.int32)
     return given
@@ -228,7 +286,10 @@ def check(case: Case, module: Any, device: str) -> str:
     v = torch.randn(case.batch_of_keys or batch, key_heads, kv_len, plan.v_head_dim).to(dtype)
     tables = tables_of(case.score, heads, q_len, kv_len)
     given = {name: x.to(device) for name, x in arguments(case, plan).items()}
-    idle = plan.runs != "always" and (plan.runs == "hold") == bool(given["broken"].item())
+    idle = plan.runs != "always" and given["broken"].item() != (plan.runs == "fail")
+    if idle:  # nor is anything to be trusted then
+        for name in {"counts", "offsets", "order"} & given.keys():
+            given[name] += 1 << 20
     into = (torch.full((batch, heads, q_len, plan.v_head_dim), 7.0, dtype=dtype), torch.full((batch, heads, q_len), 7.0))
     queue = torch.zeros(1, dtype=torch.int32, device=device)
     captures = module.pack([t.to(device) for t in tables], [])

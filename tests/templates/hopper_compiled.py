@@ -1,4 +1,4 @@
-"""Hopper forward kernels compiled for a GPU that is not here. Run as a script without TRITON_INTERPRET; prints {case: facts} as JSON."""
+"""Hopper forward kernels compiled for a GPU that is not here. As a script, without TRITON_INTERPRET, it prints {case: facts} as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hopper_cases import LIST, RANGE, Case, plan_of, source_of, tables_of
+from hopper_cases import BITS, LIST, RANGE, Case, plan_of, source_of, tables_of
 
 CASES: dict[str, Case] = {
     "full": Case({"head_dim": 128}),
@@ -21,17 +21,24 @@ CASES: dict[str, Case] = {
         {"head_dim": 64, **RANGE}, change={"block_q": 192, "consumer_registers": 160, "producer_registers": 32}
     ),
     "crossed": Case({"head_dim": 128, **LIST, "crossed": True}),
+    "bits": Case({"head_dim": 128, **BITS, "runs": "hold"}),
+    "bits, score": Case({"head_dim": 128, "dtype": "float16", **BITS, "score": True}, score="softcap"),
     "gate": Case({"head_dim": 128, **RANGE, "score": True}, score="gate"),
 }  # fmt: skip
 
 
-def main() -> None:
+# the others take half a minute
+ALWAYS = ("causal, extras", "bits")
+
+
+def main(names: list[str]) -> None:
     from flexmask.runtime.launch import load as load_module
     from flexmask.templates.offline import LENGTH, compile_hopper_offline
 
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        for number, (name, case) in enumerate(CASES.items()):
+        for number, name in enumerate(names or CASES):
+            case = CASES[name]
             plan = plan_of(case)
             path = Path(folder) / f"kernel_{number}.py"
             path.write_text(source_of(case))
@@ -45,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

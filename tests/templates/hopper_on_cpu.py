@@ -314,6 +314,7 @@ gl = SimpleNamespace(
     program_id=lambda axis: number(HERE.program.number), num_programs=lambda axis: GRID[0],
     arange=lambda a, z, layout=None: torch.arange(a, z, dtype=torch.int32), reshape=lambda x, shape: x.reshape(shape),
     full=lambda shape, x, dtype, layout=None: torch.full(tuple(shape), x, dtype=dtype), where=lambda c, a, b: torch.where(number(c), a, b),
+    split=lambda x: (x[..., 0], x[..., 1]),
     sum=lambda x, axis: x.sum(axis, dtype=x.dtype), max=lambda x, axis: x.amax(axis),
     maximum=both(torch.fmax), minimum=both(torch.fmin), abs=torch.abs, exp=torch.exp, exp2=torch.exp2, log=torch.log, log2=torch.log2,
     load=load, store=store, atomic_add=atomic_add, allocate_shared_memory=allocate, inline_asm_elementwise=asm, warp_specialize=specialise,
