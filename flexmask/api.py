@@ -79,7 +79,8 @@ class Attention:
     ) -> Any:
         q, k, v = as_autocast(q, k, v)
         shapes, scale = self._checked_inputs(q, k, v)
-        plain = sinks is None and not dropout_p and not return_max_scores
+        # Dynamo would take the numbers of NO_EXTRAS for inputs, and trace twice to find that they are none
+        plain = sinks is None and not dropout_p and not return_max_scores and not torch.compiler.is_dynamo_compiling()
         extras = NO_EXTRAS if plain else make_extras(q, sinks, dropout_p, seed, return_max_scores)
         if torch.compiler.is_dynamo_compiling():
             found = self._traced_by_dynamo(q, k, v, extras, scale)
