@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .driver import DirectLaunch, direct, is_watched
+
 _aten = torch.ops.aten
 _UNFILLED = {_aten.empty.memory_format, _aten.empty_like.default, _aten.empty_strided.default, _aten.new_empty.default}
 _ZEROED = {_aten.zeros.default, _aten.zeros_like.default}
@@ -64,13 +66,18 @@ class _Memory:
 @dataclass(frozen=True)
 class _Launch:
     """A kernel that is compiled and loaded, with its arguments but for those that change: (place, number of the tensor, and the fields of
-    the TMA descriptor to make of it, or None for its address)."""
+    the TMA descriptor to make of it, or None for its address); and how the driver starts it without Triton, where it can."""
 
     start: Callable[..., Any]
     arguments: tuple[Any, ...]
     changing: tuple[tuple[int, int, tuple[type, dict[str, Any]] | None], ...]
+    direct: DirectLaunch | None = None
 
-    def run(self, tensors: Sequence[torch.Tensor], addresses: Sequence[int]) -> None:
+    def run(self, tensors: Sequence[torch.Tensor], addresses: Sequence[int], stream: int | None = None) -> None:
+        """By the driver on `stream`, or else by Triton on the current one."""
+        if self.direct is not None and stream is not None:
+            self.direct.run(addresses, stream)
+            return
         arguments = list(self.arguments)
         for place, number, described in self.changing:
             arguments[place] = addresses[number] if described is None else _describe(*described, tensors[number])
@@ -99,8 +106,11 @@ class Replay:
         addresses = [x.data_ptr() for x in tensors]
         if any(address % _ALIGNED for address in addresses):
             return None
+        device = tensors[0].device
+        # whoever watches Triton's launches (a profiler) is to see all of them
+        stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" and not is_watched() else None
         for launch in self._launches:
-            launch.run(tensors, addresses)
+            launch.run(tensors, addresses, stream)
         return tuple(None if number is None else tensors[number] for number in self._results)
 
 
@@ -184,7 +194,8 @@ def _launch(compiled: Any, grid: tuple[int, ...], given: tuple[Any, ...], number
         if number is not None:
             changing.append((place, number, None if base is None else (type(argument), _fields(argument))))
         arguments.append(None if number is not None else _constant(argument, kept))
-    return _Launch(compiled[grid], tuple(arguments), tuple(changing))
+    start = compiled[grid]  # loads it
+    return _Launch(start, tuple(arguments), tuple(changing), direct(compiled, grid, given, {place: n for place, n, _ in changing}))
 
 
 def _fields(described: Any) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The second call of a layout repeats the first one's launches: the same bits as a call that prepares everything."""
 
+import threading
+
 import pytest
 import torch
 
@@ -96,3 +98,30 @@ def test_a_replay_in_a_cuda_graph():
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(out, attn(q, k, v))
+
+
+def test_the_driver_starts_them_also_from_threads_that_never_met_cuda():
+    attn, (q, k, v, dout) = flexmask.compile(masks.causal), tensors(0)
+    wanted, found = everything(attn, q, k, v, dout), []
+    replays = [replay for entry in default_store()._launches.values() for replay in entry[0].replays.kept.values()]
+    assert all(launch.direct is not None for replay in replays if replay is not None for launch in replay._launches)
+    thread = threading.Thread(target=lambda: found.extend(attn(q.detach(), k.detach(), v.detach(), return_lse=True)))
+    thread.start()
+    thread.join()
+    assert len(found) == 2 and all(torch.equal(x, y) for x, y in zip(found, wanted[:2], strict=True))
+
+
+def test_hooks_into_triton_see_every_launch():
+    from triton import knobs
+
+    attn, (q, k, v, _) = flexmask.compile(masks.causal), [x.detach() for x in tensors(0)]
+    seen = []
+    hook = lambda metadata: seen.append(metadata)
+    for _ in range(2):
+        attn(q, k, v)
+    knobs.runtime.launch_enter_hook.add(hook)
+    try:
+        attn(q, k, v)
+    finally:
+        knobs.runtime.launch_enter_hook.remove(hook)
+    assert len(seen) == 1
