@@ -92,7 +92,7 @@ def _by_predicate(
 
     def fill() -> None:
         if own is not None and flag is not None:
-            own.copy_(flag).narrow(0, 0, 1).copy_(2 * flag[:1].eq(0))  # what is known of tables, and a 2 where the partner holds
+            launch.pass_turn(flag, own)
         summaries = recipe.summaries(grid, device)
         hulls = _empty(device, recipe.hulls, *lead, lines.rows, 2) if recipe.hulls else None
         if recipe.survey is not None:

@@ -66,6 +66,8 @@ class Cuda:
         self._check(self._replace(at, address))
 
     def launch(self, function: int, grid: tuple[int, ...], threads: int, shared: int, stream: int, parameters: int) -> None:
+        if 0 in grid:
+            return
         status = self._launch(function, *grid, threads, 1, 1, shared, stream, parameters, None)
         if status == _NO_CONTEXT:
             context = ctypes.c_void_p()
@@ -121,47 +123,103 @@ class _Parameter:
     described: _Described | None = None
 
 
-class DirectLaunch:
-    """A compiled kernel with its grid and packed arguments."""
+class _Launch:
+    """A compiled kernel, and memory for its arguments."""
 
-    def __init__(self, driver: Cuda, compiled: Any, grid: tuple[int, ...], parameters: Sequence[_Parameter], numbers: Mapping[int, int]):
-        self._driver, self._function, self._grid = driver, compiled.function, grid
+    def __init__(self, driver: Cuda, compiled: Any, parameters: Sequence[_Parameter]):
+        self._driver, self._function = driver, compiled.function
         warps, _, self._shared = compiled.packed_metadata[:3]
         self._threads = 32 * warps
         self._lock = Lock()  # autograd starts kernels from threads of its own, and the driver is called without Python's lock
         offsets = _offsets(parameters)
         size = offsets[-1] + len(parameters[-1].packed)
         self._memory = ctypes.create_string_buffer(size + _ALIGNED)
-        start = -ctypes.addressof(self._memory) % _ALIGNED
-        base = ctypes.addressof(self._memory) + start
-        self._table = (ctypes.c_void_p * len(parameters))(*[base + offset for offset in offsets])
+        self._start = -ctypes.addressof(self._memory) % _ALIGNED
+        self._places = [ctypes.addressof(self._memory) + self._start + offset for offset in offsets]
+        for place, parameter in zip(self._places, parameters, strict=True):
+            ctypes.memmove(place, parameter.packed, len(parameter.packed))
+        self._table = (ctypes.c_void_p * len(parameters))(*self._places)
         self._parameters = ctypes.addressof(self._table)
+
+
+class DirectLaunch(_Launch):
+    """One whose grid and arguments stay, but for addresses."""
+
+    def __init__(self, driver: Cuda, compiled: Any, grid: tuple[int, ...], parameters: Sequence[_Parameter], numbers: Mapping[int, int]):
+        super().__init__(driver, compiled, parameters)
+        self._grid = grid
         self._pointers: list[tuple[ctypes.c_uint64, int]] = []
         self._maps: list[tuple[int, int]] = []
-        for offset, parameter in zip(offsets, parameters, strict=True):
-            at = start + offset
-            ctypes.memmove(base + offset, parameter.packed, len(parameter.packed))
+        for place, parameter in zip(self._places, parameters, strict=True):
             if parameter.described is not None:
-                self._driver.encode(base + offset, int.from_bytes(parameter.packed[:8], "little"), parameter.described)
+                driver.encode(place, int.from_bytes(parameter.packed[:8], "little"), parameter.described)
             number = None if parameter.place is None else numbers.get(parameter.place)
             if number is not None and parameter.described is not None:
-                self._maps.append((base + offset, number))
+                self._maps.append((place, number))
             elif number is not None:
-                self._pointers.append((ctypes.c_uint64.from_buffer(self._memory, at), number))
+                self._pointers.append((ctypes.c_uint64.from_address(place), number))
 
     def run(self, addresses: Sequence[int], stream: int) -> None:
         """Start it for tensors at `addresses`, by their numbers."""
         with self._lock:
             for pointer, number in self._pointers:
                 pointer.value = addresses[number]
-            for at, number in self._maps:
-                self._driver.replace_address(at, addresses[number])
+            for place, number in self._maps:
+                self._driver.replace_address(place, addresses[number])
             self._driver.launch(self._function, self._grid, self._threads, self._shared, stream, self._parameters)
 
 
+class PackedLaunch(_Launch):
+    """One whose arguments are other ones at every call, of the same types."""
+
+    def __init__(self, driver: Cuda, compiled: Any, parameters: Sequence[_Parameter], signature: Mapping[Any, Any]):
+        super().__init__(driver, compiled, parameters)
+        used = list(_used(signature))
+        self._used = [(place, part) for place, part, _ in used]
+        kinds = [*[kind for _, _, kind in used], "u64", "u64"]
+        self._packer = struct.Struct("@" + "".join(["Q" if kind.startswith("*") else _PACKED[kind] for kind in kinds]))
+
+    def run(self, grid: tuple[int, ...], given: Sequence[Any], stream: int) -> None:
+        values = [_value(given[place] if part is None else given[place][part]) for place, part in self._used]
+        with self._lock:
+            self._packer.pack_into(self._memory, self._start, *values, 0, 0)
+            self._driver.launch(self._function, grid, self._threads, self._shared, stream, self._parameters)
+
+
+def _value(argument: Any) -> Any:
+    return argument.data_ptr() if isinstance(argument, torch.Tensor) else argument
+
+
+def _used(signature: Mapping[Any, Any]) -> Iterator[tuple[int, int | None, str]]:
+    """(place, place in the tuple there, type) of the arguments that become parameters. Raises TypeError for tuples within tuples."""
+    for place, kind in enumerate(signature.values()):
+        for part, each in enumerate(kind) if isinstance(kind, tuple) else [(None, kind)]:
+            if not isinstance(each, str):
+                raise TypeError("arguments of another form")
+            if each != "constexpr":
+                yield place, part, each
+
+
 def direct(compiled: Any, grid: tuple[int, ...], given: Sequence[Any], numbers: Mapping[int, int]) -> DirectLaunch | None:
-    """How to start `compiled` with the arguments `given`, of which those at the places `numbers` are, or describe, the tensors of those
-    numbers. None where it cannot be said for certain how Triton would pass them."""
+    """How to start `compiled` again with the arguments `given`, of which those at the places `numbers` are, or describe, the tensors of
+    those numbers. None where it cannot be said for certain how Triton would pass them."""
+    driver, parameters = cuda(), _certain(compiled, given)
+    return None if driver is None or parameters is None else DirectLaunch(driver, compiled, grid, parameters, numbers)
+
+
+def packed(compiled: Any, given: Sequence[Any]) -> PackedLaunch | None:
+    """How to start `compiled` with arguments of the same types as `given`; None likewise, and for descriptors."""
+    driver, parameters = cuda(), _certain(compiled, given)
+    if driver is None or parameters is None or any(parameter.described for parameter in parameters):
+        return None
+    try:
+        return PackedLaunch(driver, compiled, parameters, compiled.src.signature)
+    except TypeError:
+        return None
+
+
+def _certain(compiled: Any, given: Sequence[Any]) -> list[_Parameter] | None:
+    """The parameters as Triton would pass them; None where that is not certain."""
     driver, metadata = cuda(), getattr(compiled, "metadata", None)
     if driver is None or metadata is None or _is_special(metadata):
         return None
@@ -169,9 +227,8 @@ def direct(compiled: Any, grid: tuple[int, ...], given: Sequence[Any], numbers: 
         parameters = list(parameters_of(compiled.src.signature, metadata.tensordesc_meta, given))
     except (KeyError, TypeError, struct.error):
         return None
-    if [len(parameter.packed) for parameter in parameters] != driver.parameter_sizes(compiled.function):
-        return None
-    return DirectLaunch(driver, compiled, grid, parameters, numbers)
+    sizes = [len(parameter.packed) for parameter in parameters]
+    return parameters if sizes == driver.parameter_sizes(compiled.function) else None
 
 
 def _is_special(metadata: Any) -> bool:

@@ -128,8 +128,19 @@ def map_arguments(module: Any, tile_map: Any) -> MapArguments:
     if tile_map.crossing is not None:
         given["column_starts"], given["column_stops"] = tile_map.crossing.starts, tile_map.crossing.ends
     if hasattr(module, "SCHEDULE"):
-        given["order"] = tile_map.work_order()
+        given["order"] = work_order(tile_map)
     return given
+
+
+def work_order(tile_map: Any) -> torch.Tensor:
+    """`TileMap.work_order`, on a GPU by one kernel."""
+    table = tile_map.counts if tile_map.ranges is None else tile_map.ranges
+    if table.device.type != "cuda":
+        order: torch.Tensor = tile_map.work_order()
+        return order
+    order = torch.empty(table.shape[2], dtype=torch.int32, device=table.device)
+    _lists().order_lines(table, order, tile_map.ranges is not None)
+    return order
 
 
 def _bounds(tile_map: Any, pieces: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,7 +164,8 @@ def _lists() -> Any:
     from ..templates import lists
 
     lists.states_kernel = Prepared(lists.states_kernel, watched=(4,))  # with or without a flag
-    lists.intervals_kernel = Prepared(lists.intervals_kernel)
+    for name in ("intervals_kernel", "order_kernel", "turn_kernel"):
+        setattr(lists, name, Prepared(getattr(lists, name)))
     return lists
 
 
@@ -166,6 +178,11 @@ def list_intervals(made: Any, lines: Any) -> None:
     """Lists of the tiles that the map's own intervals keep, into its memory. `lines` is the grid along the map's axis."""
     i, sizes = made.intervals, (lines.block_q, lines.block_kv, lines.kv_len)
     _lists().list_intervals(i.starts, i.ends, made.counts, made.offsets, made.index, made.share, _numbers(made), *sizes)
+
+
+def pass_turn(flags: torch.Tensor, own: torch.Tensor) -> None:
+    """The flags of a map from those of the one before it: 2 where that holds, and what is known of tables."""
+    _lists().pass_turn(flags, own)
 
 
 def find_bits(module: Any, made: Any, slots: torch.Tensor, captures: Any) -> None:

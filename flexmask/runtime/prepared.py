@@ -1,4 +1,5 @@
-"""Triton functions started at the price of a launch: Triton's own look at every argument costs several times that."""
+"""Triton functions started at the price of a launch: Triton's own look at every argument costs several times that. Their arguments are
+packed in one go, and handed to the CUDA driver."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from functools import partial
 from typing import Any
 
 import torch
+
+from .driver import PackedLaunch, is_watched, packed
 
 _INT32 = 2**31 - 1
 
@@ -21,7 +24,7 @@ class Prepared:
     def __init__(self, function: Any, watched: tuple[int, ...] = ()):
         self.function, self.watched = function, watched
         self._constants = [p.name for p in getattr(function, "params", ()) if p.is_constexpr]
-        self._compiled: dict[tuple[Any, ...], Any] = {}
+        self._compiled: dict[tuple[Any, ...], tuple[Any, PackedLaunch | None]] = {}
         self._device = torch.cuda.current_device if torch.cuda.is_available() else lambda: -1
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
@@ -30,13 +33,17 @@ class Prepared:
     def _start(self, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         constants = tuple([options[name] for name in self._constants])
         key = (self._device(), constants, *[_kind(args[i]) for i in self.watched])
-        compiled = self._compiled.get(key)
-        if compiled is not None:
-            compiled[grid](*args, *constants)
+        known = self._compiled.get(key)
+        if known is not None:
+            compiled, direct = known
+            if direct is None or is_watched():
+                compiled[grid](*args, *constants)
+            else:
+                direct.run(grid, (*args, *constants), torch._C._cuda_getCurrentRawStream(key[0]))
             return
         compiled = self.function[grid](*args, **options)
         if compiled is not None:  # Triton's interpreter compiles nothing
-            self._compiled[key] = compiled
+            self._compiled[key] = (compiled, packed(compiled, (*args, *constants)))
 
 
 def _kind(argument: Any) -> Any:

@@ -152,3 +152,62 @@ def list_intervals(starts, stops, counts, offsets, index, share, iota, block, ot
             BLOCK=block, OTHER=other_block, PIECES=pieces, PADDED=triton.next_power_of_2(pieces), ROWS=triton.next_power_of_2(block),
             num_warps=4,
         )  # fmt: skip
+
+
+# lines that are ranked together
+ORDER_CHUNK = tl.constexpr(128)
+# leading axes whose work is looked at, at most: which line is begun first changes no result
+ORDER_LEADS = 16
+
+
+@triton.jit
+def work_of_lines(table, line, leads, step, lines, RANGES: tl.constexpr):
+    """How many tiles the lines keep, over some of the leading axes; -1 for lines that do not exist."""
+    exists = line < lines
+    work = tl.where(exists, 0, -1)
+    for lead in range(0, leads, step):
+        if RANGES:
+            at = table + (lead * lines + line.to(tl.int64)) * 4
+            work += tl.load(at + 3, mask=exists, other=0) - tl.load(at, mask=exists, other=0)
+        else:
+            at = table + (lead * lines + line.to(tl.int64)) * 2
+            work += tl.load(at, mask=exists, other=0) + tl.load(at + 1, mask=exists, other=0)
+    return work
+
+
+@triton.jit(do_not_specialize=["leads", "step", "lines"])
+def order_kernel(table, order, leads, step, lines, RANGES: tl.constexpr):
+    """One program for each chunk of lines: a line's place is the number of lines that come before it."""
+    line = tl.program_id(0) * ORDER_CHUNK + tl.arange(0, ORDER_CHUNK)
+    work = work_of_lines(table, line, leads, step, lines, RANGES)
+    place = tl.zeros([ORDER_CHUNK], tl.int32)
+    for begin in range(0, lines, ORDER_CHUNK):
+        other = begin + tl.arange(0, ORDER_CHUNK)
+        found = work_of_lines(table, other, leads, step, lines, RANGES)
+        before = (found[None, :] > work[:, None]) | ((found[None, :] == work[:, None]) & (other[None, :] < line[:, None]))
+        place += tl.sum((before & (other < lines)[None, :]).to(tl.int32), 1)
+    tl.store(order + place, line, mask=line < lines)
+
+
+def order_lines(table, order, ranges):
+    """The lines of a map by the number of tiles they keep, most first, into `order` int32 [lines]. `table` is contiguous int32: the ranges
+    [batch, heads, lines, 4], or the counts [batch, heads, lines, 2]."""
+    leads, lines = table.shape[0] * table.shape[1], table.shape[2]
+    if lines:
+        step = triton.cdiv(leads, ORDER_LEADS)
+        order_kernel[(triton.cdiv(lines, ORDER_CHUNK.value),)](table, order, leads, step, lines, RANGES=ranges, num_warps=4)
+
+
+@triton.jit(do_not_specialize=["count"])
+def turn_kernel(flags, own, count):
+    """One program."""
+    for begin in range(0, count, ORDER_CHUNK):
+        at = begin + tl.arange(0, ORDER_CHUNK)
+        flag = tl.load(flags + at, mask=at < count, other=0)
+        tl.store(own + at, tl.where(at == 0, tl.where(flag == 0, 2, 0), flag), mask=at < count)
+
+
+def pass_turn(flags, own):
+    """The flags of a map from those of the one that has its turn before it, int32: what is known of tables is copied; the first one becomes 2
+    where that map holds, so that this one does nothing, else 0."""
+    turn_kernel[(1,)](flags, own, own.numel(), num_warps=1)

@@ -10,6 +10,7 @@ import flexmask
 from benchmarks import masks as benchmark
 from flexmask import masks, reference
 from flexmask.runtime import device_map
+from flexmask.runtime.launch import work_order
 from flexmask.runtime.maps import Extent, find_device_maps
 from flexmask.runtime.store import Store, default_store
 from flexmask.runtime.variants import variants
@@ -45,6 +46,13 @@ def test_benchmark_masks_are_exact_and_nothing_waits(name):
     holds = len(made.maps) == 1 or int(made.maps[0].broken[0]) == 0
     want = states_of(reference.dense_mask(mask, 1, 1, 8192, 8192, device="cuda"), 128, 128)
     assert torch.equal(made.maps[0 if holds else 1].states(), want)
+
+
+@pytest.mark.parametrize("name", ["causal", "causal_document", "global_sliding"])
+def test_lines_are_ordered_by_their_work(name):
+    for made in device_maps(benchmark.build(name, 8192, "cuda"), 8192).maps:
+        if made.broken is None or int(made.broken[0]) == 0:
+            assert torch.equal(work_order(made), made.work_order())
 
 
 @pytest.mark.parametrize("name", ["causal", "causal_document", "global_sliding"])

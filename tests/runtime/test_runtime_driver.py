@@ -98,6 +98,37 @@ def test_what_does_not_change_keeps_its_own_address(cuda):
     assert struct.unpack("Q", packed[0][:8]) == (x.data_ptr(),) and struct.unpack("Q", packed[5]) == (out.data_ptr(),)
 
 
+PLAIN = {
+    "out": "*i32",
+    "mods": ("*fp32", "constexpr", "i32"),
+    "n": "i32",
+    "flag": "i1",
+    "far": "i64",
+    "none": "constexpr",
+    "BLOCK": "constexpr",
+}
+
+
+def test_arguments_of_the_same_types_are_packed_anew(monkeypatch):
+    fake = FakeCuda([8, 8, 4, 4, 1, 8, 8, 8])
+    monkeypatch.setattr(driver, "cuda", lambda: fake)
+    tensors = [torch.zeros(3) for _ in range(4)]
+    launch = driver.packed(compiled(PLAIN), (tensors[0], (tensors[1], 1, 5), 10, False, 1 << 40, None, 64))
+    launch.run((7, 1, 1), (tensors[2], (tensors[3], 1, -6), 11, True, 1 << 41, None, 64), 3)
+    function, grid, _, _, stream, packed = fake.launched[-1]
+    assert (function, grid, stream) == (77, (7, 1, 1), 3)
+    assert struct.unpack("=QQiibq", b"".join(packed[:6])) == (tensors[2].data_ptr(), tensors[3].data_ptr(), -6, 11, 1, 1 << 41)
+    assert packed[6:] == [bytes(8)] * 2
+    with pytest.raises(struct.error):
+        launch.run((7, 1, 1), (tensors[2], (tensors[3], 1, 1 << 40), 11, True, 1 << 41, None, 64), 3)
+
+
+def test_tuples_within_tuples_and_descriptors_are_not_packed_anew(cuda):
+    assert driver.packed(compiled(), given(*(torch.zeros(64, 32) for _ in range(3)))) is None
+    cuda.sizes = [8, 8, 8]
+    assert driver.packed(compiled({"x": (("*i32",),)}), (((torch.zeros(2),),),)) is None
+
+
 LEFT_TO_TRITON = {
     "parameters of other sizes": (compiled(SIGNATURE | {"n": "i64"}), None),
     "a type of another kind": (compiled(SIGNATURE | {"scale": "bf16"}), None),

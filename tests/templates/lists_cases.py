@@ -36,7 +36,24 @@ class Pieces:
     share: int = 0
 
 
-CASES: dict[str, States | Pieces] = {
+@dataclass(frozen=True)
+class Order:
+    """Lines [B, H, lines] to be put in order by their work."""
+
+    shape: tuple[int, int, int]
+    ranges: bool = False
+    most: int = 9  # tiles in a list
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The flags of the map before."""
+
+    flags: tuple[int, ...]
+
+
+Checked = States | Pieces | Order | Turn
+CASES: dict[str, Checked] = {
     "states": States((2, 2, 5, 20)),
     "one tile": States((1, 1, 1, 1), 10),
     "one column": States((1, 3, 7, 1)),
@@ -71,6 +88,17 @@ CASES: dict[str, States | Pieces] = {
     "one index": Pieces("all", other=1),
     "no rows": Pieces("nothing", length=0),
     "no indices": Pieces("nothing", other=0),
+    "order of lists": Order((2, 3, 50)),
+    "order of ranges": Order((1, 2, 200), ranges=True),
+    "order of many lines": Order((1, 1, 300), most=4),
+    "order of lines alike": Order((1, 1, 130), most=1),
+    "order of one line": Order((4, 4, 1)),
+    "order of no lines": Order((1, 1, 0)),
+    "order by some of the heads": Order((5, 7, 140)),
+    "the map before holds": Turn((0, 1, 0)),
+    "the map before does not": Turn((1, 1, 0)),
+    "a single flag": Turn((0,)),
+    "many flags": Turn((1, *[i % 2 for i in range(200)])),
 }
 
 
@@ -169,11 +197,35 @@ def check_pieces(case: Pieces) -> None:
     assert_listed(states, counts, offsets, index, share)
 
 
-def check(case: States | Pieces) -> None:
+def check_order(case: Order) -> None:
+    from flexmask.templates.lists import ORDER_LEADS, order_lines
+
+    table = torch.randint(0, case.most, (*case.shape, 4 if case.ranges else 2), generator=torch.Generator().manual_seed(8)).int()
+    work = table[..., 3] - table[..., 0] if case.ranges else table.sum(-1)
+    leads = work.flatten(0, 1)
+    some = leads[:: -(-len(leads) // ORDER_LEADS)].sum(0)
+    order = torch.full((case.shape[2],), -1, dtype=torch.int32)
+    order_lines(table, order, case.ranges)
+    assert order.tolist() == sorted(range(case.shape[2]), key=lambda line: -some[line])
+
+
+def check_turn(case: Turn) -> None:
+    from flexmask.templates.lists import pass_turn
+
+    flags, own = torch.tensor(case.flags, dtype=torch.int32), torch.full((len(case.flags) + 1,), -1, dtype=torch.int32)
+    pass_turn(flags, own[:-1])
+    assert own.tolist() == [2 * (case.flags[0] == 0), *case.flags[1:], -1]
+
+
+def check(case: Checked) -> None:
     if isinstance(case, States):
         check_states(case)
-    else:
+    elif isinstance(case, Pieces):
         check_pieces(case)
+    elif isinstance(case, Order):
+        check_order(case)
+    else:
+        check_turn(case)
 
 
 def main() -> None:
