@@ -23,8 +23,9 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 import flexmask
 from benchmarks import masks as zoo
-from benchmarks.kernels import bench, plain
+from benchmarks.rivals import plain
 from benchmarks.rows import measured, options
+from benchmarks.timing import bench
 from flexmask.runtime.maps import Extent, find_device_maps, find_map
 from flexmask.runtime.store import default_store
 from flexmask.runtime.variants import variants

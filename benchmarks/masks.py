@@ -144,14 +144,16 @@ DOCUMENT_FREE = ("full", "causal", "sliding_window", "global_sliding", "prefix_l
 
 
 def build(
-    name: str, n: int, device: torch.device | str, sample: int = 0, batch: int | None = None, heads: int | None = None, seed: int = 0
-) -> Mask:
+    name: str, n: int, device: torch.device | str, sample: int = 0, batch: int | None = None, heads: int | None = None, seed: int = 0,
+    promised: bool = False,
+) -> Mask:  # fmt: skip
     """One of `MASKS` for n tokens. `sample` (0 to 4) chooses the documents; n must be 8192, 32768 or 131072 for masks with documents.
 
     `batch` and `heads` give each head of each batch entry its own evictions ("random_eviction"); without, all share one table.
+    With `promised` the ids of documents are promised to ascend (`flexmask.sorted`).
 
     >>> build("sliding_window", 8192, "cpu")(0, 0, 1000, 489), build("sliding_window", 8192, "cpu")(0, 0, 1000, 488)
     (True, False)
     """
     documents = () if name in DOCUMENT_FREE else samples(n)[sample]
-    return MASKS[name](Sequence(n, documents, torch.device(device), batch, heads, seed))
+    return MASKS[name](Sequence(n, documents, torch.device(device), batch, heads, seed, promised))

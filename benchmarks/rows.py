@@ -1,13 +1,10 @@
-"""The loop of every benchmark: a case after the other, each printed and written as soon as it is measured."""
+"""The loop of the smaller benchmarks: a case after the other, each printed and written as soon as it is measured."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -17,28 +14,11 @@ from benchmarks.versions import versions
 
 
 def options(parser: argparse.ArgumentParser, lengths: list[int], masks: Iterable[str]) -> argparse.Namespace:
-    """The arguments that benchmarks share: lengths, masks, and the file that rows are written to."""
+    """The arguments that they share: lengths, masks, and the file that rows are written to."""
     parser.add_argument("--lengths", type=int, nargs="*", default=lengths)
     parser.add_argument("--masks", nargs="+", default=list(masks))
     parser.add_argument("--json")
-    parser.add_argument("--jobs", type=int, default=0, help="compile in so many processes first, as rivals take long over each mask")
-    parser.add_argument("--compile-only", action="store_true", help="run each case once and measure nothing")
     return parser.parse_args()
-
-
-def compile_first(module: str, cases: Iterable[tuple[str, int]], jobs: int, *more: str) -> None:
-    """Run each case of a benchmark once in a process of its own, `jobs` at a time: what they compile, the caches of torch and Triton
-    keep for the run that measures."""
-
-    def once(case: tuple[str, int]) -> None:
-        name, length = case
-        command = [sys.executable, "-m", module, "--compile-only", "--masks", name, "--lengths", str(length), *more]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            print(f"{name} {length} did not compile: {done.stderr[-300:]}", flush=True)
-
-    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        list(pool.map(once, cases))
 
 
 def measured(

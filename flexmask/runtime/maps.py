@@ -51,6 +51,8 @@ def extent_of(traced: Traced, q_len: int, kv_len: int, batch: int | None, heads:
     if q_len < 0 or kv_len < 0:
         raise ShapeError(f"lengths are not negative; got q_len {q_len}, kv_len {kv_len}.")
     found = torch.device(device) if device is not None else next((t.device for t in traced.tensors), torch.device("cpu"))
+    if found.type == "cuda" and found.index is None:
+        found = torch.device("cuda", torch.cuda.current_device())  # where torch puts tensors made on "cuda"
     extent = Extent(q_len, kv_len, 1 if batch is None else batch, 1 if heads is None else heads, found)
     check_captures(traced, batch=extent.batch, heads=extent.heads, q_len=q_len, kv_len=kv_len, device=found)
     return extent
