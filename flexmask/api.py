@@ -54,11 +54,12 @@ class Attention:
         enable_gqa: bool,
         backend: str | None,
         deterministic: bool | None = None,
+        autotune: bool = False,
     ):
         if backend is not None and backend not in BACKENDS:
             raise BackendError(f"backend is one of {', '.join(BACKENDS)}, or None to choose by device; got {backend!r}.")
         self.mask, self.score, self.scale, self.enable_gqa, self.backend = mask, score, scale, enable_gqa, backend
-        self.deterministic = deterministic
+        self.deterministic, self.autotune = deterministic, autotune
         self._source_for: tuple[Shapes, torch.dtype] | None = None
         self._checked: tuple[Any, ...] = ()
         # the layout of the last call, and what was found of it
@@ -107,7 +108,7 @@ class Attention:
             return self._reference(q, k, v, extras, scale)
         if ops.is_needed(q, k, v):
             mods = [ops.NOTHING if mod is None else captured(mod.traced()) for mod in (self.mask, self.score)]
-            return ops.attend(q, k, v, mods[0], mods[1], extras, scale, backend, self._is_deterministic())
+            return ops.attend(q, k, v, mods[0], mods[1], extras, scale, backend, self._is_deterministic(), self._is_tuned())
         request = self._request(q, shapes)
         if self._debug and self._source_for != (shapes, q.dtype):
             print(self._debug_text((q, k, v), request, backend), file=sys.stderr)
@@ -123,7 +124,7 @@ class Attention:
             return self._reference(q, k, v, extras, scale)
         mask = ops.NOTHING if self.mask is None else captured_by_dynamo(self.mask, "mask")
         score = ops.NOTHING if self.score is None else captured_by_dynamo(self.score, "score")
-        return ops.attend(q, k, v, mask, score, extras, scale, backend, self._is_deterministic())
+        return ops.attend(q, k, v, mask, score, extras, scale, backend, self._is_deterministic(), self._is_tuned())
 
     def _reference(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extras: Extras, scale: float) -> Result:
         found = reference.attention(
@@ -134,6 +135,10 @@ class Attention:
 
     def _is_deterministic(self) -> bool:
         return torch.are_deterministic_algorithms_enabled() if self.deterministic is None else self.deterministic
+
+    def _is_tuned(self) -> bool:
+        """Whether sizes may be measured: which ones win may differ from one measurement to the next, and with them the last bits."""
+        return self.autotune and not self._is_deterministic()
 
     def source(self, part: str = "forward", *, head_dim: int = 128, dtype: torch.dtype = torch.bfloat16) -> str:
         """The generated kernel as one self-contained Python file, for the shapes of the last call, or else for `head_dim` and `dtype`.
@@ -181,7 +186,14 @@ class Attention:
             if backend == "triton":
                 choices += backward_kernels.describe(default_store(), request, tensors, self._is_deterministic())
             lines += [f"  {line}" for line in choices]
-        return lines
+        return lines + self._explain_tuning(backend)
+
+    def _explain_tuning(self, backend: str) -> list[str]:
+        """Why nothing is measured where that was asked for."""
+        if not self.autotune or (backend == "triton" and self._is_tuned()):
+            return []
+        why = "deterministic gradients were asked for" if backend == "triton" else f'the "{backend}" backend has no sizes to choose'
+        return [f"  tiles           not measured, as {why}"]
 
     def _debug_text(self, tensors: tuple[torch.Tensor, ...], request: Request, backend: str) -> str:
         """What FLEXMASK_DEBUG asks for: 1 the path, 2 also facts and map, 3 also the expressions as traced, 4 also the kernel's file."""
@@ -211,7 +223,7 @@ class Attention:
     def _traces(self, shapes: Shapes) -> Request:
         mask = None if self.mask is None else self.mask.traced()
         score = None if self.score is None else self.score.traced()
-        return Request(mask, score, shapes)
+        return Request(mask, score, shapes, self._is_tuned())
 
     def _request(self, q: torch.Tensor, shapes: Shapes) -> Request:
         request = self._traces(shapes)
@@ -232,6 +244,7 @@ def compile(
     enable_gqa: bool = False,
     backend: str | None = None,
     deterministic: bool | None = None,
+    autotune: bool = False,
 ) -> Attention:
     """Attention with this mask and score mod, as a callable of (q, k, v). All arguments are optional.
 
@@ -241,6 +254,14 @@ def compile(
     gradients that are the same bits in every run also on a GPU, where they are else added atomically, at the price of a second pass for
     them; and keeps to kernels that give dq so too (on Hopper GPUs a faster one adds it up in any order). All other results always are the
     same bits (on the CPU, for a given number of threads). By default torch.use_deterministic_algorithms decides.
+
+    `autotune=True` measures on the user's GPU which sizes of tiles are fastest, at the first call and the first backward pass of a kind
+    (these mods, head dims and dtype; batch, heads and lengths up to the next power of two). That takes seconds; later calls, and other
+    processes with the same cache directory, read what was found. Where a mask has several kernels that take turns, the one that has its
+    turn then is measured. Other sizes add up in another order, so results may differ in rounding from those without it; hence nothing
+    is measured where deterministic gradients are asked for, nor while a CUDA graph is captured: call once before. It is without effect
+    on the CPU.
+
     Functions are traced at the first call.
     Raises TraceError, ShapeError or BackendError with what to write instead.
 
@@ -250,7 +271,7 @@ def compile(
     >>> attn(x, x, x).shape
     torch.Size([1, 2, 5, 16])
     """
-    return Attention(_mod(mask, Mask, "mask"), _mod(score, Score, "score"), scale, enable_gqa, backend, deterministic)
+    return Attention(_mod(mask, Mask, "mask"), _mod(score, Score, "score"), scale, enable_gqa, backend, deterministic, autotune)
 
 
 def _mod(given: Any, wanted: type, word: str) -> Any:
@@ -274,6 +295,7 @@ def attention(
     enable_gqa: bool = False,
     backend: str | None = None,
     deterministic: bool | None = None,
+    autotune: bool = False,
     **call: Any,
 ) -> Any:
     """`compile` and call in one step, through the same caches. `call` takes what an `Attention` takes: sinks, dropout_p, seed,
@@ -285,4 +307,5 @@ def attention(
     >>> out.shape, lse.shape
     (torch.Size([1, 2, 5, 16]), torch.Size([1, 2, 5]))
     """
-    return compile(mask, score, scale=scale, enable_gqa=enable_gqa, backend=backend, deterministic=deterministic)(q, k, v, **call)
+    attn = compile(mask, score, scale=scale, enable_gqa=enable_gqa, backend=backend, deterministic=deterministic, autotune=autotune)
+    return attn(q, k, v, **call)

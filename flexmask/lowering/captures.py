@@ -14,7 +14,7 @@ from ..ir import kind_of_dtype
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}", re.ASCII)
 # names that generated code uses itself; a capture called so gets its number as a name
 RESERVED = frozenset({
-    "tl", "triton", "torch", "tables", "numbers", "row", "score", "b", "h", "q_idx", "kv_idx", "q_len", "kv_len",
+    "tl", "triton", "torch", "tables", "numbers", "row", "column", "score", "b", "h", "q_idx", "kv_idx", "q_len", "kv_len",
     "tensors", "scalars", "batch", "heads", "device", "number", "starts", "stops", "search", "where", "index",
     "floor_div", "floor_mod", "float_floor_div", "float_floor_mod", "int_pow", "float_pow", "tanh", "sigmoid", "truncate", "round_even",
     "round_bfloat16", "sine", "cosine", "count_below", "broken", "check_ascending", "settle", "grads", "ds", "valid", "turn", "skew",

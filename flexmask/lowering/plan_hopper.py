@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 
 # shared memory that one program may use on sm_90
 SHARED_BYTES = 227 * 1024
+# registers of a multiprocessor on sm_90
+REGISTERS = 65536
 # rows of queries that one warpgroup multiplies
 WARPGROUP_ROWS = 64
 
@@ -22,6 +26,8 @@ class HopperPlan:
     warpgroups takes 64 rows of a tile. `stages` tiles of keys and values are in flight and `q_stages` of queries. The `schedule` is "grid"
     (a program a tile), "stride" (resident programs, each takes every so many-th tile) or "queue" (resident programs that take the next
     tile when they are done). Registers are those of a thread that multiplies and of one that loads.
+
+    Raises ValueError for what is no kernel, or needs more shared memory or registers than there are.
 
     >>> plan = plan_hopper(128, map_form="range", pieces=1)
     >>> print(plan)
@@ -53,8 +59,6 @@ class HopperPlan:
         for field, known in CHOICES.items():
             if getattr(self, field) not in known:
                 raise ValueError(f"no such plan: {field} is one of {', '.join(map(repr, known))}, not {getattr(self, field)!r}")
-        if padded_dim(self.head_dim) != padded_dim(self.v_head_dim):
-            raise ValueError(f"head dims {self.head_dim} and {self.v_head_dim} must be both up to 64, or both above and up to 128")
         if self.map_form == "none" and (self.pieces or self.crossed or self.bits):
             raise ValueError("without a map every tile is full: a plan has no intervals and no bits then")
         if self.map_form == "range" and (not self.pieces or self.crossed or self.bits):
@@ -65,6 +69,18 @@ class HopperPlan:
             )
         if min(self.stages, self.q_stages) < 1 or self.shared_bytes() > SHARED_BYTES:
             raise ValueError(f"needs {self.shared_bytes()} bytes of shared memory of {SHARED_BYTES}: use fewer stages or smaller tiles")
+        self._check_registers()
+
+    def _check_registers(self) -> None:
+        given = self.consumer_registers, self.producer_registers
+        if any(number % 8 or not 24 <= number <= 248 for number in given):
+            raise ValueError(f"a thread has 24 to 248 registers in steps of 8, not {given[0]} or {given[1]}")
+        if (taken := 128 * (self.consumers * given[0] + given[1])) > REGISTERS:
+            raise ValueError(f"the warpgroups would take {taken} registers of {REGISTERS}: give each thread fewer")
+        if self.registers() > self.consumer_registers:
+            raise ValueError(
+                f"about {self.registers()} registers a thread are needed of {self.consumer_registers}: use smaller tiles of keys"
+            )
 
     def __str__(self) -> str:
         dims = f"D{self.head_dim}" if self.head_dim == self.v_head_dim else f"D{self.head_dim}/{self.v_head_dim}"
@@ -100,11 +116,30 @@ class HopperPlan:
     def padded_v_dim(self) -> int:
         return padded_dim(self.v_head_dim)
 
+    @property
+    def wide(self) -> bool:
+        """Whether tiles lie in parts, and the output leaves from where the queries lay."""
+        return max(self.padded_dim, self.padded_v_dim) > 128
+
+    @property
+    def part(self) -> int:
+        """The columns of a part: of powers of two the greatest that divides both widths."""
+        both = self.padded_dim | self.padded_v_dim
+        return both & -both
+
     def shared_bytes(self) -> int:
         """Shared memory: queries, output, keys and values of all stages; and records, barriers and the cuts of keys."""
-        wide = self.q_stages * self.block_q * self.padded_dim + self.block_q * self.padded_v_dim
-        wide += self.stages * self.block_kv * (self.padded_dim + self.padded_v_dim)
-        return 2 * wide + 512 + self.stages * (32 + self.crossed * self.block_kv * 4)
+        if self.wide:
+            halves = self.q_stages * self.block_q * max(self.padded_dim, self.padded_v_dim)
+        else:
+            halves = self.q_stages * self.block_q * self.padded_dim + self.block_q * self.padded_v_dim
+        halves += self.stages * self.block_kv * (self.padded_dim + self.padded_v_dim)
+        return 2 * halves + 512 + self.stages * (32 + self.crossed * self.block_kv * 4)
+
+    def registers(self) -> int:
+        """About what a thread that multiplies needs in the loops: output and scores in float32, probabilities in halves, and the rest,
+        which is more with a score mod. With fewer the compiler spills in the loops; with as many, a few at the most."""
+        return self.padded_v_dim // 2 + self.block_kv // 2 + self.block_kv // 4 + 32 + 16 * self.score + 8 * self.wide
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -127,10 +162,10 @@ CHOICES: dict[str, tuple[object, ...]] = {
 
 
 def padded_dim(dim: int) -> int:
-    """The width of tiles for a head dim: 64 or 128. Raises ValueError beyond."""
-    if not 1 <= dim <= 128:
-        raise ValueError(f"tiles hold head dims from 1 to 128, not {dim}")
-    return 64 if dim <= 64 else 128
+    """The width of tiles for a head dim, as TMA's swizzle asks for: a multiple of 64. Raises ValueError beyond 256."""
+    if not 1 <= dim <= 256:
+        raise ValueError(f"tiles hold head dims from 1 to 256, not {dim}")
+    return -(-dim // 64) * 64
 
 
 def plan_hopper(
@@ -156,21 +191,33 @@ def plan_hopper(
     `evaluated` says that PARTIAL tiles would need the predicate; `heavy` that the score mod reads a table at places
     that depend on query and key; `narrow` that rows keep few keys, so that most tiles are PARTIAL.
 
-    >>> plan_hopper(192)
-    'head dims beyond 128 do not fit its registers'
+    >>> print(plan_hopper(192, 128))
+    hopper forward D192/128 bfloat16 sm_90, no mask, tiles 128x128, 2 stages, queue, 240/24 registers
+    >>> plan_hopper(320)
+    'its tiles hold head dims up to 256, not 320'
     """
     v_head_dim = v_head_dim or head_dim
     reason = _refusal(head_dim, v_head_dim, dtype, arch, evaluated, score and heavy)
     if reason is not None:
         return reason
+    dims = padded_dim(head_dim), padded_dim(v_head_dim)
     # a third warpgroup pays where heads are small enough for it and most tiles are FULL
-    short = padded_dim(head_dim) == 64
-    tall = short and map_form != "list" and not (narrow or score)
-    block_q, stages, consumer, producer = (192, 3, 160, 32) if tall else (128, 4, 232, 40) if short else (128, 2, 232, 40)
-    return HopperPlan(
+    tall = dims == (64, 64) and map_form != "list" and not (narrow or score)
+    consumer, producer = (160, 32) if tall else (240, 24) if max(dims) > 128 else (232, 40)
+    q_stages = 1 if schedule == "grid" or max(dims) > 128 else 2
+    least = HopperPlan(
         head_dim, v_head_dim, dtype, map_form, pieces, crossed, bits, starts, runs, score,
-        block_q, 128, stages, 1 if schedule == "grid" else 2, schedule, consumer, producer, arch,
+        192 if tall else 128, 64, 2, q_stages, schedule, consumer, producer, arch,
     )  # fmt: skip
+    return _grown(least, 3 if tall else 4)
+
+
+def _grown(plan: HopperPlan, most: int) -> HopperPlan:
+    """The plan with 128 keys a tile, where two such tiles fit, and as many stages up to `most` as do."""
+    for block_kv, stages in product((128, 64), range(most, 1, -1)):
+        with suppress(ValueError):
+            return replace(plan, block_kv=block_kv, stages=stages)
+    return plan
 
 
 def _refusal(head_dim: int, v_head_dim: int, dtype: str, arch: int, evaluated: bool, heavy: bool) -> str | None:
@@ -179,12 +226,10 @@ def _refusal(head_dim: int, v_head_dim: int, dtype: str, arch: int, evaluated: b
         return f"it is made for compute capability 9.0, and this GPU has {arch / 10}"
     if dtype not in CHOICES["dtype"]:
         return f"it multiplies bfloat16 and float16, not {dtype}"
-    if max(head_dim, v_head_dim) > 128:
-        return "head dims beyond 128 do not fit its registers"
+    if max(head_dim, v_head_dim) > 256:
+        return f"its tiles hold head dims up to 256, not {max(head_dim, v_head_dim)}"
     if head_dim % 8 or v_head_dim % 8:
         return f"TMA needs head dims that are multiples of 8, got {head_dim} and {v_head_dim}"
-    if padded_dim(head_dim) != padded_dim(v_head_dim):
-        return f"head dims {head_dim} and {v_head_dim} would need tiles of different widths"
     if evaluated:
         return "partial tiles would need the predicate itself, and it compares with intervals or reads bits only"
     if heavy:

@@ -58,8 +58,8 @@ class HopperBackwardPlan:
             raise ValueError(f"crossed intervals go with a list map and no others; got a {self.map_form} map and {self.pieces} intervals")
         if not self.crossed and not self.bits and not (1 <= self.pieces <= 3 if self.map_form != "none" else self.pieces == 0):
             raise ValueError(f"a plan has 1 to 3 intervals, none without a map; got {self.pieces} ({self.map_form} map)")
-        if self.score or self.stages < 2:
-            raise ValueError("no such plan: there are no score mods here, and at least two stages")
+        if self.stages < 2:
+            raise ValueError(f"no such plan: there are at least two stages, not {self.stages}")
 
     def __str__(self) -> str:
         dims = f"D{self.head_dim}" if self.head_dim == self.v_head_dim else f"D{self.head_dim}/{self.v_head_dim}"
@@ -69,6 +69,7 @@ class HopperBackwardPlan:
             parts.append(count + (" from the first place" if not self.starts else ""))
         parts += ["bits of partial tiles"] * self.bits
         parts += [f"where the intervals {self.runs}"] * (self.runs != "always")
+        parts += ["score mod"] * self.score
         return ", ".join([*parts, f"tiles {self.block_q}x{self.block_kv}", f"{self.stages} stages"])
 
     @property
@@ -128,9 +129,11 @@ def plan_hopper_backward(
     score: bool = False,
     evaluated: bool = False,
     bits: bool = False,
+    heavy: bool = False,
 ) -> HopperBackwardPlan | str:
     """The plan for the Hopper backward kernel, or why there is none, as a clause for `explain`. `map_form` and `pieces` are those of the
-    map by columns; `evaluated` says that PARTIAL tiles would need the predicate, `bits` that they read bits.
+    map by columns; `evaluated` says that PARTIAL tiles would need the predicate, `bits` that they read bits; `heavy` that the score mod
+    reads a table at places that depend on query and key, or on the score, or computes very much for each pair.
 
     >>> plan_hopper_backward(128, arch=80)
     'the Hopper kernels are made for compute capability 9.0; this GPU has 8.0'
@@ -138,13 +141,13 @@ def plan_hopper_backward(
     v_head_dim = v_head_dim or head_dim
     if refusal := _refusal(head_dim, v_head_dim, dtype, arch):
         return refusal
-    if score:
-        return "the Hopper backward kernel takes no score mods"
+    if score and heavy:
+        return "the score mod reads a table at (query, key), or computes too much for the registers left"
     if evaluated or (map_form == "list" and not pieces and not crossed and not bits):
         return "partial tiles would need the predicate itself, and the Hopper backward kernel compares with intervals or reads bits"
     block_q = _BLOCK_Q[padded_to_swizzle(head_dim)]
     return HopperBackwardPlan(
-        head_dim, v_head_dim, dtype, map_form, pieces, crossed, bits, starts, runs, False, block_q, 128, 2, 240, 24, arch
+        head_dim, v_head_dim, dtype, map_form, pieces, crossed, bits, starts, runs, score, block_q, 128, 2, 240, 24, arch
     )
 
 

@@ -12,8 +12,8 @@ from ..lowering import gradient_tables, most_additions
 from ..templates.backward_passes import Pass
 from ..templates.backward_passes import backward as run_passes
 from . import cpu, cpu_backward, launch
-from .backward_kernels import find_work
-from .choice import DETERMINISTIC, DROPOUT, FREE, Target, arch_of
+from .backward_kernels import Work, find_work
+from .choice import DETERMINISTIC, DROPOUT, FREE, INTERPRETED, Target, arch_of
 from .extras import NO_EXTRAS, Extras
 from .maps import find_map
 from .request import Request
@@ -66,31 +66,34 @@ def run_triton(
         with torch.cuda.device(saved.q.device):
             return run_triton(store, request, saved, dout, dlse, scale, wanted, extras, deterministic)
     tma = dout.is_cuda and launch.fits_tma(saved.q, saved.k, saved.v, dout)
-    target = Target(saved.q.dtype, arch_of(saved.q.device), tma, _plain(extras, deterministic))
+    target = Target(saved.q.dtype, arch_of(saved.q.device), tma, _plain(extras, deterministic, dout.is_cuda))
     scatter = "" if not wanted else "fixed" if deterministic else "float"
-    # hashes beside two accumulators: tiles as large as without dropout would spill registers
-    work = find_work(store, request, saved.q, target, scatter, heavy=bool(extras.dropout_p) and target.arch >= 90)
     captures = [launch.NO_CAPTURES if t is None else (t.tensors, t.scalars) for t in (request.mask, request.score)]
-    buffers = _buffers(request, saved.q, scatter, work.rows)
 
-    def run() -> tuple[torch.Tensor | None, ...]:
+    def start(work: Work, buffers: FloatBuffers | FixedBuffers) -> tuple[torch.Tensor | None, ...]:
         return run_passes(
             work.rows, work.columns, *saved, dout, dlse, scale=scale, mask=captures[0], score=captures[1], grads=buffers.grads,
             peaks=work.peaks, sinks=extras.sinks, dropout=extras.dropout, fused=work.fused,
         )  # fmt: skip
 
+    work = find_work(
+        store, request, saved.q, target, scatter, start=lambda work: start(work, _buffers(request, saved.q, scatter, work.rows)),
+        heavy=bool(extras.dropout_p) and target.arch >= 90,  # hashes beside two accumulators: larger tiles would spill registers
+    )  # fmt: skip
+    buffers = _buffers(request, saved.q, scatter, work.rows)
     inputs = (*saved, dout, *([] if dlse is None else [dlse]), *extras.tensors)
-    # what the gradients of tables are added to is not made within `run`
-    found: Any = run() if scatter else work.replays.run((scale, dlse is None, extras.kind, *captures[1][0]), inputs, run)
+    given = (scale, dlse is None, extras.kind, *captures[1][0])
+    # what the gradients of tables are added to is not made within a replay
+    found: Any = start(work, buffers) if scatter else work.replays.run(given, inputs, lambda: start(work, buffers))
     dq, dk, dv, sinks = found
     return Gradients(dq, dk, dv, buffers.result(wanted), sinks)
 
 
-def _plain(extras: Extras, deterministic: bool) -> str:
+def _plain(extras: Extras, deterministic: bool, on_gpu: bool) -> str:
     """What keeps a call from the kernel that computes all gradients at once, if anything."""
     if extras.dropout_p:
         return DROPOUT
-    return DETERMINISTIC if deterministic else FREE
+    return DETERMINISTIC if deterministic else FREE if on_gpu else INTERPRETED
 
 
 def _buffers(request: Request, q: torch.Tensor, scatter: str, rows: Sequence[Pass]) -> FloatBuffers | FixedBuffers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,18 +11,28 @@ import torch
 
 from ..analysis import Facts
 from ..ir import show, simplify
-from ..lowering import BackwardPlan, HopperBackwardPlan, emit_function, emit_gradient, plan_backward, plan_hopper_backward
+from ..lowering import (
+    BackwardPlan,
+    HopperBackwardPlan,
+    crowds_registers,
+    emit_column,
+    emit_function,
+    emit_gradient,
+    plan_backward,
+    plan_hopper_backward,
+)
 from ..templates.assemble_backward import assemble_backward
 from ..templates.assemble_hopper_backward import assemble_hopper_backward
 from ..templates.backward_passes import Pass
-from . import launch
-from .choice import DETERMINISTIC, FREE, INTERPRETED, Target, arch_of
+from . import launch, tuning
+from .choice import DETERMINISTIC, FREE, INTERPRETED, Target, arch_of, is_narrow
 from .maps import find_device_maps, find_map, host_variant
 from .recipes import captures_of
 from .replay import Replays
 from .request import Request
 from .store import Store, code_fingerprint
 from .tile_map import TileMap
+from .tuning import UNTUNED, Found, Subject, Trial, sized
 from .variants import NO_MASK, Variant, by_predicate, hopper_variants, is_costly, reads_by_score, variants
 
 PARTS = {"dq": "row", "dkdv": "column"}
@@ -40,58 +50,99 @@ class Work:
     replays: Replays = field(default_factory=Replays)
 
 
-def find_work(store: Store, request: Request, q: torch.Tensor, target: Target, scatter: str, heavy: bool) -> Work:
+# starts the kernels for the tensors of a call
+Start = Callable[[Work], Sequence[torch.Tensor | None]]
+
+
+def find_work(
+    store: Store, request: Request, q: torch.Tensor, target: Target, scatter: str, heavy: bool, start: Start | None = None
+) -> Work:
     """What a call's structure and shapes need. `scatter` says how gradients of captured tables are added up, if they are wanted; `heavy`
-    kernels for dk and dv hold more than their mods need."""
+    kernels for dk and dv hold more than their mods need. `start` is what measuring would need."""
 
     def make() -> Work:
-        fused, columns = ((), ()) if scatter else _fused(store, request, q, target)
-        if fused and not columns:
-            return Work(fused, (), (), ())
-        rows = _passes(store, request, q, "dq", target, scatter)
-        columns = columns or _passes(store, request, q, "dkdv", target, heavy=heavy)
-        return Work(fused, rows, columns, _passes(store, request, q, "dq", target, "peak") if scatter == "fixed" else ())
+        tuned = tuning.find(store, request, q.device, subject(store, request, q, target, scatter, heavy, start))
+        return _prepared(store, request, q, plan_work(store, request, q.device, target, scatter, heavy, tuned))
 
-    key = ("backward", request.shapes, target, q.device, scatter, heavy)
+    key = ("backward", request.shapes, request.autotune, target, q.device, scatter, heavy)
     found: Work = store.launches(key, (request.mask, request.score), make)
     return found
 
 
-def _passes(
-    store: Store, request: Request, q: torch.Tensor, part: str, target: Target, scatter: str = "", heavy: bool = False
-) -> Sequence[Pass]:
-    """The plain kernels of a part with their maps."""
-    axis = PARTS[part]
+@dataclass(frozen=True)
+class Planned:
+    """A kernel to be: the variant of the mask that it serves, its plan, and where its sizes come from, unless they are the planner's."""
+
+    variant: Variant
+    plan: BackwardPlan | HopperBackwardPlan
+    sizes: str = ""
+
+
+def plan_work(
+    store: Store, request: Request, device: torch.device, target: Target, scatter: str = "", heavy: bool = False, tuned: Found = UNTUNED
+) -> dict[str, list[Planned]]:
+    """The kernels of each chain: "fused", or "dq" and "dkdv", or all three where the latter stand by for the first; and "peak"."""
     facts = None if request.mask is None else store.facts(request.mask)[1]
-    chosen = _variants(request, facts, q, axis)
-    plans = [_plan(store, request, variant, part, target, scatter, heavy) for variant in chosen]
-    modules = [_load(store, request, plan) for plan in plans]
-    wanted = tuple([(variant, plan.block_q, plan.block_kv) for variant, plan in zip(chosen, plans, strict=True)])
-    if request.mask is None or chosen[0].map_form == "none":
-        maps: Sequence[TileMap | None] = [None]
+    narrow = facts is not None and is_narrow(facts.rows)
+
+    def chain(name: str, chosen: Sequence[tuple[Variant, BackwardPlan | HopperBackwardPlan]]) -> list[Planned]:
+        return [Planned(variant, *sized(plan, narrow, tuned, name, number)) for number, (variant, plan) in enumerate(chosen)]
+
+    def plain(part: str, scatter: str = "", heavy: bool = False) -> list[tuple[Variant, BackwardPlan | HopperBackwardPlan]]:
+        variants = _variants(request, facts, device, PARTS[part])
+        return [(variant, _plan(store, request, variant, part, target, scatter, heavy)) for variant in variants]
+
+    fused = "" if scatter else choose_fused(store, request, target)
+    if isinstance(fused, str):
+        found = {"dq": chain("dq", plain("dq", scatter)), "dkdv": chain("dkdv", plain("dkdv", heavy=heavy))}
+        return found | ({"peak": chain("peak", plain("dq", "peak"))} if scatter == "fixed" else {})
+    if fused[0][0].runs != "hold":
+        return {"fused": chain("fused", fused)}
+    instead = by_predicate("fail")
+    standing_by = chain("dkdv", [(instead, _plan(store, request, instead, "dkdv", target))])
+    return {"fused": chain("fused", fused), "dq": chain("dq", plain("dq")), "dkdv": standing_by}
+
+
+def subject(
+    store: Store, request: Request, q: torch.Tensor, target: Target, scatter: str = "", heavy: bool = False, start: Start | None = None
+) -> Subject:
+    """The backward pass as something that may be tuned."""
+
+    def plans() -> dict[str, list[BackwardPlan | HopperBackwardPlan]]:
+        found = plan_work(store, request, q.device, target, scatter, heavy)
+        return {name: [each.plan for each in some] for name, some in found.items()}
+
+    def attempt(aside: Store, tuned: Found) -> Trial:
+        assert start is not None
+        work = _prepared(aside, request, q, plan_work(aside, request, q.device, target, scatter, heavy, tuned))
+        turns = {"fused": tuning.turn_of(work.fused)}
+        if turns["fused"] is None:
+            turns |= {"dq": tuning.turn_of(work.rows), "dkdv": tuning.turn_of(work.columns)}
+        return Trial(turns, lambda: start(work))
+
+    return Subject(("backward", target, scatter, heavy), plans, attempt if start else None)
+
+
+def _prepared(store: Store, request: Request, q: torch.Tensor, planned: dict[str, list[Planned]]) -> Work:
+    """The kernels with their maps. Those for dk and dv that stand by for others belong to one chain with them."""
+    fused = planned.get("fused", [])
+    columns = _passes(store, request, q, [*fused, *planned.get("dkdv", [])], "column")
+    rows, peaks = (_passes(store, request, q, planned.get(name, []), "row") for name in ("dq", "peak"))
+    return Work(columns[: len(fused)], rows, columns[len(fused) :], peaks)
+
+
+def _passes(store: Store, request: Request, q: torch.Tensor, chain: Sequence[Planned], axis: str) -> Sequence[Pass]:
+    """The kernels of a chain with their maps."""
+    modules = [_load(store, request, each.plan) for each in chain]
+    wanted = tuple([(each.variant, each.plan.block_q, each.plan.block_kv) for each in chain])
+    if not chain or request.mask is None or chain[0].variant.map_form == "none":
+        maps: Sequence[TileMap | None] = [None] * len(chain)
     elif q.device.type == "cpu":
         maps = [find_map(store, request.mask, request.extent(q.device), *wanted[0][1:], axis)[1]]
     else:
         maps = find_device_maps(store, request.mask, request.extent(q.device), wanted, axis).maps
-    return [(module, _given(tile_map)) for module, tile_map in zip(modules, maps, strict=True)]
-
-
-def _fused(store: Store, request: Request, q: torch.Tensor, target: Target) -> tuple[Sequence[Pass], Sequence[Pass]]:
-    """The Hopper kernels that compute all three gradients, with their maps, and the plain one for dk and dv that takes their place where
-    flags say so; nothing where that template does not serve."""
-    chosen = choose_fused(store, request, target)
-    if isinstance(chosen, str):
-        return (), ()
-    plans: list[tuple[Variant, HopperBackwardPlan | BackwardPlan]] = list(chosen)
-    if chosen[0][0].runs == "hold":
-        plans.append((by_predicate("fail"), _plan(store, request, by_predicate("fail"), "dkdv", target)))
-    modules = [_load(store, request, plan) for _, plan in plans]
-    maps: Sequence[TileMap | None] = [None]
-    if request.mask is not None and plans[0][0].map_form != "none":
-        wanted = tuple([(variant, plan.block_q, plan.block_kv) for variant, plan in plans])
-        maps = find_device_maps(store, request.mask, request.extent(q.device), wanted, "column").maps
-    passes = [(module, _given(tile_map, i < len(chosen))) for i, (module, tile_map) in enumerate(zip(modules, maps, strict=True))]
-    return passes[: len(chosen)], passes[len(chosen) :]
+    ordered = [isinstance(each.plan, HopperBackwardPlan) for each in chain]
+    return [(module, _given(made, order)) for module, made, order in zip(modules, maps, ordered, strict=True)]
 
 
 def _load(store: Store, request: Request, plan: BackwardPlan | HopperBackwardPlan) -> Any:
@@ -109,12 +160,12 @@ def choose_fused(store: Store, request: Request, target: Target) -> tuple[tuple[
         return "rows of q, k, v and dout are not multiples of 16 bytes apart"
     s, facts = request.shapes, None if request.mask is None else store.facts(request.mask)[1]
     promised = frozenset[int]() if request.mask is None else request.mask.promised
-    chosen = []
+    chosen, mods = [], [] if request.score is None else [request.score.expr]
     for variant in [v for v in hopper_variants(facts, promised, "column") if not v.evaluated]:
         plan = plan_hopper_backward(
             s.head_dim, s.v_head_dim, dtype=target.dtype_name, arch=target.arch, map_form=variant.map_form, crossed=variant.crossed,
             pieces=0 if variant.crossed else variant.pieces, starts=variant.starts, runs=variant.runs, score=request.score is not None,
-            bits=variant.bits,
+            bits=variant.bits, heavy=is_costly(*mods) or reads_by_score(*mods) or any(map(crowds_registers, mods)),
         )  # fmt: skip
         if isinstance(plan, str):
             return plan
@@ -127,22 +178,20 @@ def describe(store: Store, request: Request, tensors: tuple[torch.Tensor, ...], 
     q, k, v = tensors
     why = DETERMINISTIC if deterministic else FREE if q.is_cuda else INTERPRETED
     target = Target(q.dtype, arch_of(q.device), q.is_cuda and launch.fits_tma(q, k, v), why)
-    chosen = choose_fused(store, request, target)
-    if not isinstance(chosen, str):
-        return [f"gradients       {plan}" for _, plan in chosen]
+    tuned = tuning.find(store, request, q.device, subject(store, request, q, target))
+    chosen, planned = choose_fused(store, request, target), plan_work(store, request, q.device, target, tuned=tuned)
     lines = []
-    for part, axis in PARTS.items():
-        facts = None if request.mask is None else store.facts(request.mask)[1]
-        lines += [f"gradients       {_plan(store, request, each, part, target)}" for each in _variants(request, facts, q, axis)]
-    return lines + [f"template        plain Triton rather than Hopper's: {chosen}"] * bool(chosen)
+    for each in planned.get("fused") or [*planned["dq"], *planned["dkdv"]]:
+        lines += [f"gradients       {each.plan}"] + [f"tiles           {each.sizes}"] * bool(each.sizes)
+    return lines + [f"template        plain Triton rather than Hopper's: {chosen}"] * (isinstance(chosen, str) and chosen != "")
 
 
-def _variants(request: Request, facts: Facts | None, q: torch.Tensor, axis: str) -> tuple[Variant, ...]:
+def _variants(request: Request, facts: Facts | None, device: torch.device, axis: str) -> tuple[Variant, ...]:
     """The variants of the mask along an axis. Bits of tiles are not read by the backward kernels, which evaluate the predicate then."""
     if request.mask is None or facts is None:
         return (NO_MASK,)
-    if q.device.type == "cpu":
-        return (host_variant(request.mask, facts, request.extent(q.device), axis),)
+    if device.type == "cpu":
+        return (host_variant(request.mask, facts, request.extent(device), axis),)
     found = variants(facts, request.mask.promised, axis)
     return (by_predicate(),) if found[0].bits else found
 
@@ -178,13 +227,16 @@ def _write(store: Store, request: Request, plan: BackwardPlan | HopperBackwardPl
         header += [f"mask {request.mask.name}", f"    {show(predicate, request.mask.names())}"]
         if plan.evaluated:
             mask = emit_function("mask_mod", predicate, captures_of(request.mask), "mask")
-    if isinstance(plan, HopperBackwardPlan):
-        return assemble_hopper_backward(plan, header)
     if request.score is not None:
         expr, spec = simplify(request.score.expr), captures_of(request.score)
         header += [f"score {request.score.name}", f"    {show(expr, request.score.names())}"]
-        score = emit_function("score_mod", expr, spec, "score")
-        gradient = emit_gradient(expr, spec, "score", scatter=plan.scatter or "float")
+        if isinstance(plan, HopperBackwardPlan):
+            score = emit_column("score_mod", expr, spec)
+        else:
+            score = emit_function("score_mod", expr, spec, "score")
+            gradient = emit_gradient(expr, spec, "score", scatter=plan.scatter or "float")
+    if isinstance(plan, HopperBackwardPlan):
+        return assemble_hopper_backward(plan, score, header)
     return assemble_backward(plan, mask, score, gradient, header)
 
 
@@ -199,5 +251,5 @@ def _given(tile_map: TileMap | None, ordered: bool = False) -> dict[str, Any]:
     if tile_map.crossing is not None:
         given |= {"row_starts": tile_map.crossing.starts, "row_stops": tile_map.crossing.ends}
     if ordered:
-        given["order"] = tile_map.work_order()
+        given["order"] = launch.work_order(tile_map)
     return given

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -14,6 +14,7 @@ from ..lowering import HopperPlan, KernelPlan, plan_forward, plan_hopper
 from .maps import host_variant
 from .request import Request
 from .store import Store
+from .tuning import UNTUNED, Found, sized
 from .variants import Variant, hopper_variants, is_costly, reads_by_score, variants
 
 # why a call keeps to plain Triton whatever its mask
@@ -26,11 +27,13 @@ DETERMINISTIC: Plain = "it adds up dq in any order, and deterministic gradients 
 
 @dataclass(frozen=True)
 class Choice:
-    """A kernel for one variant of the mask. `passed_over` says why it is not one of the Hopper template, on GPUs that this is made for."""
+    """A kernel for one variant of the mask. `passed_over` says why it is not one of the Hopper template, on GPUs that this is made for;
+    `sizes` where its plan's sizes come from, unless they are the planner's."""
 
     variant: Variant
     plan: KernelPlan | HopperPlan
     passed_over: str = ""
+    sizes: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,29 @@ def arch_of(device: torch.device) -> int:
 
 
 def look_at(store: Store, request: Request, device: torch.device) -> tuple[Variant, ...]:
-    """The one variant of a mask on CPU tensors (for Triton's interpreter), whose values may be looked at."""
+    """The one variant of a mask on CPU tensors (for Triton's interpreter), whose values may be looked at; none elsewhere."""
+    if device.type != "cpu":
+        return ()
     if request.mask is None:
         return variants(None)
     return (host_variant(request.mask, store.facts(request.mask)[1], request.extent(device)),)
 
 
-def choose(store: Store, request: Request, target: Target, looked_at: Sequence[Variant] = ()) -> tuple[Choice, ...]:
-    """The kernels for a request: one, or two of which a flag on the device chooses. On a GPU the structure of the mask alone decides, as
-    looking at values would wait, and might change the choice from call to call."""
+def choose(store: Store, request: Request, target: Target, looked_at: Sequence[Variant] = (), tuned: Found = UNTUNED) -> tuple[Choice, ...]:
+    """The kernels for a request: one, or some of which flags on the device choose. On a GPU the structure of the mask alone decides, as
+    looking at values would wait, and might change the choice from call to call. Their sizes are those `tuned`, or those of a table, or
+    the planner's."""
+    facts = None if request.mask is None else store.facts(request.mask)[1]
+    narrow = facts is not None and is_narrow(facts.rows)
+    found = []
+    for number, choice in enumerate(_planned(store, request, target, looked_at)):
+        plan, sizes = sized(choice.plan, narrow, tuned, "forward", number)
+        found.append(replace(choice, plan=plan, sizes=sizes))
+    return tuple(found)
+
+
+def _planned(store: Store, request: Request, target: Target, looked_at: Sequence[Variant]) -> tuple[Choice, ...]:
+    """The same with the planner's sizes."""
     facts = None if request.mask is None else store.facts(request.mask)[1]
     promised = frozenset[int]() if request.mask is None else request.mask.promised
     why = target.plain

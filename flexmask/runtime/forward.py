@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..ir import show, simplify
 from ..lowering import HopperPlan, KernelPlan, emit_function, emit_row_bounds
 from ..templates.assemble import assemble
 from ..templates.assemble_hopper import assemble_hopper
-from . import cpu, launch
+from . import cpu, launch, tuning
 from .choice import DROPOUT, FREE, Choice, Target, arch_of, choose, look_at
 from .extras import NO_EXTRAS, Extras
 from .maps import find_device_maps, find_map
@@ -26,6 +26,7 @@ from .replay import Replays
 from .request import Request, Result
 from .store import Store, code_fingerprint
 from .tile_map import TileMap
+from .tuning import UNTUNED, Found, Subject, Trial
 
 Plan = KernelPlan | HopperPlan
 
@@ -47,11 +48,14 @@ class Kernel:
     module: Any
 
 
+Started = Sequence[tuple[Any, launch.MapArguments]]
+
+
 @dataclass(frozen=True)
 class _Ready:
     """Loaded kernels with their maps, and how calls of them are repeated."""
 
-    kernels: Sequence[tuple[Any, launch.MapArguments]]
+    kernels: Started
     replays: Replays = field(default_factory=Replays)
 
 
@@ -65,22 +69,46 @@ def run_triton(
     tma = q.is_cuda and launch.fits_tma(q, k, v)
     target = Target(q.dtype, arch_of(q.device), tma, DROPOUT if extras.dropout_p else FREE)
 
-    def make() -> _Ready:
-        kernels = find_kernels(store, request, target, q.device)
-        maps = _maps(store, request, [kernel.choice for kernel in kernels], q.device)
-        return _Ready([(kernel.module, launch.map_arguments(kernel.module, made)) for kernel, made in zip(kernels, maps, strict=True)])
-
-    ready: _Ready = store.launches(("forward", request.shapes, target, q.device), (request.mask, request.score), make)
     mask, score, queue = _captures(request.mask), _captures(request.score), launch.queue_of(q.device)
 
-    def run() -> tuple[torch.Tensor | None, ...]:
+    def start(kernels: Started) -> launch.Found:
         found: launch.Found | None = None
-        for module, given in ready.kernels:
+        for module, given in kernels:
             found = launch.launch_forward(module, q, k, v, scale, given, mask, score, into=found, extras=extras, queue=queue)
         assert found is not None
         return found
 
-    return Result(*ready.replays.run((scale, extras.kind, queue, *score[0]), (q, k, v, *extras.tensors), run))
+    def make() -> _Ready:
+        tuned = tuning.find(store, request, q.device, subject(store, request, target, q.device, start))
+        return _Ready(_prepared(store, request, target, q.device, tuned))
+
+    key = ("forward", request.shapes, request.autotune, target, q.device)
+    ready: _Ready = store.launches(key, (request.mask, request.score), make)
+    return Result(*ready.replays.run((scale, extras.kind, queue, *score[0]), (q, k, v, *extras.tensors), lambda: start(ready.kernels)))
+
+
+Start = Callable[[Started], launch.Found]
+
+
+def subject(store: Store, request: Request, target: Target, device: torch.device, start: Start | None = None) -> Subject:
+    """The forward pass as something that may be tuned; `start` runs kernels for the tensors of a call."""
+
+    def plans() -> dict[str, list[Plan]]:
+        return {"forward": [choice.plan for choice in choose(store, request, target, look_at(store, request, device))]}
+
+    def attempt(aside: Store, tuned: Found) -> Trial:
+        assert start is not None
+        kernels = _prepared(aside, request, target, device, tuned)
+        return Trial({"forward": tuning.turn_of(kernels)}, lambda: start(kernels))
+
+    return Subject(("forward", target), plans, attempt if start else None)
+
+
+def _prepared(store: Store, request: Request, target: Target, device: torch.device, tuned: Found) -> Started:
+    """The kernels with their maps."""
+    kernels = find_kernels(store, request, target, device, tuned)
+    maps = _maps(store, request, [kernel.choice for kernel in kernels], device)
+    return [(kernel.module, launch.map_arguments(kernel.module, made)) for kernel, made in zip(kernels, maps, strict=True)]
 
 
 def _maps(store: Store, request: Request, chosen: Sequence[Choice], device: torch.device) -> Sequence[TileMap | None]:
@@ -94,17 +122,17 @@ def _maps(store: Store, request: Request, chosen: Sequence[Choice], device: torc
     return find_device_maps(store, request.mask, extent, wanted).maps
 
 
-def find_kernels(store: Store, request: Request, target: Target, device: torch.device) -> Sequence[Kernel]:
+def find_kernels(store: Store, request: Request, target: Target, device: torch.device, tuned: Found = UNTUNED) -> Sequence[Kernel]:
     """The kernels for the request's structure and head dims, planned, written and loaded at most once."""
     s = request.shapes
     structure = tuple(None if t is None else store.key_of(t) for t in (request.mask, request.score))
-    looked_at = look_at(store, request, device) if device.type == "cpu" else ()
+    looked_at = look_at(store, request, device)
 
     def make() -> Sequence[Kernel]:
-        chosen = choose(store, request, target, looked_at)
+        chosen = choose(store, request, target, looked_at, tuned)
         return [Kernel(choice, launch.load(_file(store, request, choice.plan))) for choice in chosen]
 
-    found: Sequence[Kernel] = store.kernel((*structure, s.head_dim, s.v_head_dim, target, looked_at), make)
+    found: Sequence[Kernel] = store.kernel((*structure, s.head_dim, s.v_head_dim, target, looked_at, tuned), make)
     return found
 
 
@@ -151,10 +179,12 @@ def _captures(traced: Traced | None) -> launch.Captures:
 
 def kernel_paths(store: Store, request: Request, dtype: torch.dtype) -> list[Path]:
     """The files of the kernels for these shapes on this machine's GPU, or on an sm_90 one where there is none; written if need be."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     if dtype == torch.float64:  # the CPU's own type: a kernel would take the next smaller one
         dtype = torch.float32
-    return [_file(store, request, choice.plan) for choice in choose(store, request, Target(dtype, arch_of(device), True))]
+    target = Target(dtype, arch_of(device), True)
+    tuned = tuning.find(store, request, device, subject(store, request, target, device))
+    return [_file(store, request, choice.plan) for choice in choose(store, request, target, tuned=tuned)]
 
 
 def describe(store: Store, request: Request, tensors: tuple[torch.Tensor, ...], backend: str) -> tuple[TileMap | None, list[str]]:
@@ -163,13 +193,16 @@ def describe(store: Store, request: Request, tensors: tuple[torch.Tensor, ...], 
         return _cpu_map(store, request), ["kernel          torch matrix products over the kept tiles"]
     q, k, v = tensors
     lines, tile_map = [], None
-    looked_at = look_at(store, request, q.device) if q.device.type == "cpu" else ()
-    for choice in choose(store, request, Target(q.dtype, arch_of(q.device), launch.fits_tma(q, k, v)), looked_at):
+    target = Target(q.dtype, arch_of(q.device), q.is_cuda and launch.fits_tma(q, k, v))
+    tuned = tuning.find(store, request, q.device, subject(store, request, target, q.device))
+    for choice in choose(store, request, target, look_at(store, request, q.device), tuned):
         lines += [f"kernel          {choice.plan}"]
+        lines += [f"tiles           {choice.sizes}"] * bool(choice.sizes)
         lines += [f"template        plain Triton rather than Hopper's: {choice.passed_over}"] * bool(choice.passed_over)
         lines += [f"masking         {_named(choice.variant.why, request.mask)}"]
         if request.mask is not None and choice.plan.map_form != "none" and tile_map is None:
             tile_map = find_map(store, request.mask, request.extent(q.device), choice.plan.block_q, choice.plan.block_kv)[1]
+    lines += [f"tiles           {tuning.unknown(q.device)}"] * (request.autotune and not tuned)
     return tile_map, lines
 
 

@@ -34,6 +34,7 @@ class Constants(NamedTuple):
     peaks: bool
     backend: str
     deterministic: bool
+    autotune: bool
 
 
 class Captures(NamedTuple):
@@ -48,10 +49,10 @@ class Captures(NamedTuple):
 def attention(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None,
     tables: Sequence[Tensor], ints: Sequence[int], floats: Sequence[float],
-    mask: str, score: str, scale: float, dropout_p: float, peaks: bool, backend: str, deterministic: bool,
+    mask: str, score: str, scale: float, dropout_p: float, peaks: bool, backend: str, deterministic: bool, autotune: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(out [B, Hq, Q, Dv], lse [B, Hq, Q], max scores [B, Hq, Q], or [0] where `peaks` is false)."""
-    constants = Constants(mask, score, scale, dropout_p, peaks, backend, deterministic)
+    constants = Constants(mask, score, scale, dropout_p, peaks, backend, deterministic, autotune)
     call = _call(q, k, v, sinks, seed, Captures(tables, ints, floats), constants)
     found = call.forward(q, k, v)
     return found.out, found.lse, found.lse.new_empty(0) if found.peaks is None else found.peaks
@@ -61,7 +62,7 @@ def attention(
 def _(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None,
     tables: Sequence[Tensor], ints: Sequence[int], floats: Sequence[float],
-    mask: str, score: str, scale: float, dropout_p: float, peaks: bool, backend: str, deterministic: bool,
+    mask: str, score: str, scale: float, dropout_p: float, peaks: bool, backend: str, deterministic: bool, autotune: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows = (q.shape[0], q.shape[1], q.shape[2])
     lse = q.new_empty(rows, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
@@ -72,10 +73,10 @@ def _(
 def attention_backward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None, sinks: Tensor | None, seed: Tensor | None,
     tables: Sequence[Tensor], ints: Sequence[int], floats: Sequence[float],
-    mask: str, score: str, scale: float, dropout_p: float, backend: str, deterministic: bool, wanted: Sequence[int],
+    mask: str, score: str, scale: float, dropout_p: float, backend: str, deterministic: bool, autotune: bool, wanted: Sequence[int],
 ) -> list[Tensor]:  # fmt: skip
     """[dq, dk, dv, gradient of the sinks if there are any, then those of the `wanted` tensors of the score, by their numbers there]."""
-    constants = Constants(mask, score, scale, dropout_p, False, backend, deterministic)
+    constants = Constants(mask, score, scale, dropout_p, False, backend, deterministic, autotune)
     call = _call(q, k, v, sinks, seed, Captures(tables, ints, floats), constants)
     found = call.backward(Saved(q, k, v, out, lse), dout, dlse, list(wanted))
     some = [] if sinks is None or found.sinks is None else [found.sinks.to(sinks.dtype)]
@@ -87,7 +88,7 @@ def attention_backward(
 def _(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None, sinks: Tensor | None, seed: Tensor | None,
     tables: Sequence[Tensor], ints: Sequence[int], floats: Sequence[float],
-    mask: str, score: str, scale: float, dropout_p: float, backend: str, deterministic: bool, wanted: Sequence[int],
+    mask: str, score: str, scale: float, dropout_p: float, backend: str, deterministic: bool, autotune: bool, wanted: Sequence[int],
 ) -> list[Tensor]:  # fmt: skip
     first = len(tables) - len(_tensors_of(score))
     given = [q, k, v, *([] if sinks is None else [sinks]), *(tables[first + n] for n in wanted)]
@@ -114,7 +115,7 @@ def _gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None, needed: Seque
     run = _BackwardOnce.apply if _is_transformed() else attention_backward
     dq, dk, dv, *rest = run(
         q, k, v, out, lse, dout, dlse, sinks, seed, tables, *ctx.numbers, s.mask, s.score, s.scale, s.dropout_p, s.backend,
-        s.deterministic, wanted,
+        s.deterministic, s.autotune, wanted,
     )  # fmt: skip
     dsinks = rest.pop(0) if sinks is not None else None
     found = dict(zip(wanted, rest, strict=True))
@@ -171,15 +172,16 @@ NOTHING: Captured = ("", [], [], [])
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Captured, score: Captured, extras: Extras, scale: float, backend: str, deterministic: bool
-) -> Result:
+    q: Tensor, k: Tensor, v: Tensor, mask: Captured, score: Captured, extras: Extras, scale: float, backend: str, deterministic: bool,
+    autotune: bool = False,
+) -> Result:  # fmt: skip
     """The result of the operator, for a mask and a score as `captured_of` gives them, or `NOTHING`."""
     if not torch.compiler.is_dynamo_compiling() and "torch.utils.flop_counter" in sys.modules:
         from .flops import join_counters  # not before somebody counts: it brings triton
 
         join_counters()
     tables, numbers = [*mask[1], *score[1]], ([*mask[2], *score[2]], [*mask[3], *score[3]])
-    constants = Constants(mask[0], score[0], scale, extras.dropout_p, extras.peaks, backend, deterministic)
+    constants = Constants(mask[0], score[0], scale, extras.dropout_p, extras.peaks, backend, deterministic, autotune)
     if not torch.compiler.is_dynamo_compiling() and _is_transformed():
         out, lse, peaks = _Transformable.apply(numbers, constants, q, k, v, extras.sinks, extras.seed, *tables)
     else:
@@ -195,7 +197,7 @@ def is_needed(*tensors: Tensor) -> bool:
 
 
 def _call(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None, captures: Captures, s: Constants) -> Call:
-    request = request_of(q, k, v, captures, s.mask, s.score)
+    request = request_of(q, k, v, captures, s.mask, s.score, s.autotune)
     check_request((request.mask, request.score), request.shapes, q.device)
     return Call(default_store(), request, s.scale, s.backend, Extras(sinks, s.dropout_p, seed, s.peaks), s.deterministic)
 
@@ -205,7 +207,7 @@ def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def request_of(q: Tensor, k: Tensor, v: Tensor, captures: Captures, mask: str, score: str) -> Request:
+def request_of(q: Tensor, k: Tensor, v: Tensor, captures: Captures, mask: str, score: str, autotune: bool = False) -> Request:
     """The mask and the score over their captures, for these shapes."""
     tables, ints, floats = list(captures.tables), list(captures.ints), list(captures.floats)
     found: list[Traced | None] = [None, None]
@@ -215,7 +217,7 @@ def request_of(q: Tensor, k: Tensor, v: Tensor, captures: Captures, mask: str, s
             scalars = [floats.pop(0) if kind == "float" else ints.pop(0) for kind in structure.scalar_kinds]
             found[at] = structure.over(tables[:number], scalars)
             del tables[:number]
-    return Request(found[0], found[1], check_inputs(q, k, v, True))
+    return Request(found[0], found[1], check_inputs(q, k, v, True), autotune)
 
 
 def _tensors_of(text: str) -> tuple[str, ...]:

@@ -22,11 +22,12 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """What one call asks for: the traced mods and the sizes."""
+    """What one call asks for: the traced mods and the sizes; and whether sizes of its kernels may be measured (see `tuning`)."""
 
     mask: Traced | None
     score: Traced | None
     shapes: Shapes
+    autotune: bool = False
 
     @property
     def score_tensors(self) -> tuple[torch.Tensor, ...]:

@@ -41,6 +41,7 @@ class Store:
 
     def __init__(self) -> None:
         self.counters = Counters()
+        self.tuned: dict[tuple[Any, ...], Any] = {}  # what was measured, by what it was measured of
         self._facts: dict[str, Facts] = {}
         self._kernels: dict[tuple[Any, ...], Any] = {}
         self._keys: weakref.WeakKeyDictionary[Traced, str] = weakref.WeakKeyDictionary()
@@ -54,9 +55,17 @@ class Store:
     def clear(self) -> None:
         """Forget what is in memory (not on disk) and start counting anew."""
         self.counters = Counters()
+        self.tuned.clear()
         self._facts.clear()
         self._kernels.clear()
         self.forget_maps()
+
+    def aside(self) -> Store:
+        """A store with the same facts and files, for kernels and maps that are tried out: they go when it goes."""
+        other = Store()
+        other.__dict__["disk"] = self.disk
+        other._facts, other._keys = self._facts, self._keys
+        return other
 
     def forget_maps(self) -> None:
         """Drop the tile maps alone, so that the next call builds its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from ..lowering.plan_hopper import HopperPlan
 from .assemble import _comments, _functions, _helpers, _join, _sections
@@ -31,8 +32,8 @@ def assemble_hopper(plan: HopperPlan, score: str | None = None, header: Sequence
     a score mod's text that is not given, and where that text calls what Gluon has not.
 
     >>> from flexmask.lowering.plan_hopper import plan_hopper
-    >>> assemble_hopper(plan_hopper(64)).splitlines()[0]
-    '# plan: hopper forward D64 bfloat16 sm_90, no mask, tiles 128x128, 4 stages, queue, 232/40 registers'
+    >>> assemble_hopper(plan_hopper(128)).splitlines()[0]
+    '# plan: hopper forward D128 bfloat16 sm_90, no mask, tiles 128x128, 2 stages, queue, 232/40 registers'
     """
     if plan.score != (score is not None):
         raise ValueError(f"the plan has{' a' if plan.score else ' no'} score mod, but {'none' if score is None else 'one'} was given")
@@ -40,31 +41,56 @@ def assemble_hopper(plan: HopperPlan, score: str | None = None, header: Sequence
     host = _sections("launcher.py")
     functions = _functions(host["functions"])
     mods = [in_gluon(score)] if score else [kernel["mods"]]
+    wide = ["constants of wide plans"] * plan.wide
+    constants = "".join(kernel[title] for title in ["constants of the plan", *wide, "kernel"])
     parts = [
         _comments([*header, f"plan: {plan}"]) + "\n" + HOPPER_IMPORTS,
         shared["names"],
-        fill(kernel["constants of the plan"] + kernel["kernel"], _values(plan)),
+        decided(fill(constants, _values(plan)), plan.wide),
         *([shared["numbers"]] if score else []),
         *(in_gluon(text) for text in _helpers([score] if score else [])),
         *mods,
         *(shared[name] for name in ("barriers", "halves", "bits")),
-        kernel["functions"],
+        *[kernel["functions of wide plans"]] * plan.wide,
+        decided(kernel["functions"], plan.wide),
         host["constants"],
         *(functions[name] for name in _HOST),
-        launcher["functions"],
+        decided(launcher["functions"], plan.wide),
     ]
     return _join(parts)
 
 
 def _values(plan: HopperPlan) -> dict[str, object]:
     """The template's constants by name."""
-    return {
+    wide = {"WIDE": True, "PART": plan.part} if plan.wide else {}
+    return wide | {
         "HEAD_DIM": plan.head_dim, "V_HEAD_DIM": plan.v_head_dim, "PADDED_DIM": plan.padded_dim, "PADDED_V_DIM": plan.padded_v_dim,
         "DTYPE": Code(f"gl.{plan.dtype}"), "BLOCK_Q": plan.block_q, "BLOCK_KV": plan.block_kv, "STAGES": plan.stages,
         "Q_STAGES": plan.q_stages, "SCHEDULE": plan.schedule, "CONSUMER_REGISTERS": plan.consumer_registers,
         "PRODUCER_REGISTERS": plan.producer_registers, "MAP_FORM": plan.map_form, "PIECES": plan.pieces, "CROSSED": plan.crossed,
         "BITS": plan.bits, "STARTS": plan.starts, "RUNS": plan.runs, "SCORE": plan.score,
     }  # fmt: skip
+
+
+@lru_cache(maxsize=16)
+def decided(text: str, wide: bool) -> str:
+    """The text with one branch of every `if WIDE:`, `if not WIDE:` and its `else`.
+
+    >>> print(decided("if WIDE:\\n    load_parts()\\nelse:\\n    # all at once\\n    load()\\nwait()", False))
+    # all at once
+    load()
+    wait()
+    """
+    lines = text.split("\n")
+    branches = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.If)]
+    for node in sorted(branches, key=lambda node: -node.lineno):  # from below, so that numbers of lines stay true
+        test = node.test.operand if isinstance(node.test, ast.UnaryOp) else node.test
+        if not isinstance(test, ast.Name) or test.id != "WIDE":
+            continue
+        otherwise = (node.body[-1].end_lineno or 0) + 1  # the line of `else`, if there is one
+        taken = lines[node.lineno : otherwise - 1] if wide == (test is node.test) else lines[otherwise : node.end_lineno]
+        lines[node.lineno - 1 : node.end_lineno] = [line[4:] for line in taken]
+    return "\n".join(lines)
 
 
 class Code(str):

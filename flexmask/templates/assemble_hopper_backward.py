@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..lowering.plan_hopper_backward import HopperBackwardPlan
-from .assemble import _comments, _fill, _functions, _join, _sections
+from .assemble import _comments, _fill, _functions, _helpers, _join, _sections
+from .assemble_hopper import in_gluon
 
 IMPORTS = """import torch
 import triton
@@ -19,7 +20,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 _HOST = ("pack", "addressable", "fits_tma", "resident_heads", "strides")
 
 
-def assemble_hopper_backward(plan: HopperBackwardPlan, header: Sequence[str] = ()) -> str:
+def assemble_hopper_backward(plan: HopperBackwardPlan, score: str | None = None, header: Sequence[str] = ()) -> str:
     """The source of a kernel module for `plan`, with `row_terms`, `pack` and `backward` to call; `header` are lines about the mods,
     written as comments.
 
@@ -27,6 +28,8 @@ def assemble_hopper_backward(plan: HopperBackwardPlan, header: Sequence[str] = (
     >>> assemble_hopper_backward(plan_hopper_backward(64)).splitlines()[0]
     '# plan: hopper backward D64 bfloat16 sm_90, no mask, tiles 128x128, 2 stages'
     """
+    if plan.score != (score is not None):
+        raise ValueError(f"the plan has{' a' if plan.score else ' no'} score mod, but {'none' if score is None else 'one'} was given")
     kernel, shared = _sections("hopper_backward.py"), _sections("hopper.py")
     plain, terms = _sections("backward.py"), _functions(_sections("backward_launcher.py")["functions"])
     helpers = (_functions(_sections("forward.py")["functions"])["load_rows"], _functions(plain["functions"])["is_idle"])
@@ -34,6 +37,9 @@ def assemble_hopper_backward(plan: HopperBackwardPlan, header: Sequence[str] = (
     parts = [
         _comments([*header, f"plan: {plan}"]) + "\n" + IMPORTS,
         _constants(kernel["constants of the plan"], plan) + kernel["kernel"].rstrip("\n") + "\n" + shared["names"],
+        *([shared["numbers"]] if score else []),
+        *(in_gluon(text) for text in _helpers([score] if score else [])),
+        in_gluon(score) if score else kernel["mods"],
         *(shared[name] for name in ("barriers", "halves", "bits")),
         *helpers,
         *(kernel[name] for name in ("functions", "the warp that fetches", "the warpgroups that multiply", "start", "dq")),
@@ -52,6 +58,6 @@ def _constants(text: str, plan: HopperBackwardPlan) -> str:
         "HEAD_DIM": plan.head_dim, "V_HEAD_DIM": plan.v_head_dim, "PADDED_DIM": plan.padded_dim, "PADDED_V_DIM": plan.padded_v_dim,
         "BLOCK_Q": plan.block_q, "BLOCK_KV": plan.block_kv, "STAGES": plan.stages, "CONSUMER_REGISTERS": plan.consumer_registers,
         "PRODUCER_REGISTERS": plan.producer_registers, "MAP_FORM": plan.map_form, "PIECES": plan.pieces, "CROSSED": plan.crossed,
-        "BITS": plan.bits, "STARTS": plan.starts, "RUNS": plan.runs,
+        "BITS": plan.bits, "STARTS": plan.starts, "RUNS": plan.runs, "SCORE": plan.score,
     }  # fmt: skip
     return _fill(text, values)

@@ -47,8 +47,9 @@ def backward(
     terms = first.row_terms(out, lse, dout, dlse)
     mods = (first.pack(*mask), first.pack(*score))
     dq, dkv, found, flag = None, None, None, {}
+    sums = first.zeroed_sums(terms) if len(fused) > 1 else None
     for module, tile_map in fused:
-        found = module.backward(q, k, v, dout, terms, scale, *mods, **tile_map, into=found)
+        found = module.backward(q, k, v, dout, terms, scale, *mods, **tile_map, into=found, sums=sums)
         dq, dkv = found[0], found[1:]
         flag = {"spared": tile_map["broken"]} if rows else {}
     for module, tile_map in peaks:

@@ -3,6 +3,7 @@
 Two warpgroups hold the dk and dv of 64 keys each; one warp more fetches, by TMA into a ring of STAGES slots, the block rows of queries and
 of dout that the column keeps, with their two numbers from `row_terms`. For each of them a warpgroup computes, keys down and queries across,
     s = k q^T, p = exp2(s - lse), dp = v dout^T - delta, ds = p * dp, dv += p dout, dk += ds q
+(a score mod changes s, and ds by its derivative, which p is multiplied by as soon as its copy for dv is made)
 with p and ds as operands in registers, hands its ds to the other through shared memory, and computes its half of dq = ds^T k. That is
 added to a float32 buffer, four neighbouring registers at a time: the buffer lies in the order of the registers, and `gather_queries` reads
 it back as rows. So runs may differ in the last bits of dq.
@@ -10,7 +11,7 @@ it back as rows. So runs may differ in the last bits of dq.
 Whoever fetches walks the map and leaves a record beside each block row: where it begins, which tile of the buffer its dq is added to, what
 to do with it, and which entry of the tables of intervals, or which pattern of bits, is meant. Every program takes at least one step, as
 products that may be skipped are not made side by side: a column that keeps nothing masks one block row away. Bits come by TMA too.
-The constants are replaced by `assemble_hopper_backward`, which copies everything else as it stands.
+The constants and the functions under "mods" are replaced by `assemble_hopper_backward`, which copies everything else as it stands.
 """
 
 import triton
@@ -20,7 +21,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from .backward import is_idle
-from .hopper import LOG2E, in_fours, kept_bits, load_bound, meet, spread, spread_bits, tma_load, tma_store, to_half
+from .hopper import LOG2E, in_fours, kept_bits, load_bound, low_bits, meet, spread, spread_bits, tma_load, tma_store, to_half
 
 # ---- constants of the plan
 HEAD_DIM = tl.constexpr(128)
@@ -44,6 +45,7 @@ BITS = tl.constexpr(False)
 STARTS = tl.constexpr(True)
 # "always"; or only where the map's flag on the device says that its intervals "hold", or that they "fail"
 RUNS = tl.constexpr("always")
+SCORE = tl.constexpr(False)
 # ---- kernel
 
 # what a record says of its block row
@@ -53,6 +55,29 @@ NO_MORE = tl.constexpr(2)
 # numbers of patterns that do not exist, for which TMA gives zeros: nothing is kept, or all
 NOTHING = tl.constexpr(1 << 29)
 ALL = tl.constexpr((1 << 29) + 1)
+# numbers of a record
+FIELDS = tl.constexpr(8 if SCORE.value else 4)
+# the layout of 32 columns of scores, as many as are changed at a time
+PART = tl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 16]))
+
+
+# ---- mods
+@gluon.jit
+def score_column(tables, numbers, b, h, kv_idx):
+    """What the score mod needs of keys: nothing, as there is none."""
+    return ()
+
+
+@gluon.jit
+def score_row(tables, numbers, b, h, q_idx):
+    """What the score mod needs of queries: nothing, as there is none."""
+    return ()
+
+
+@gluon.jit
+def score_pair(tables, numbers, column, row, score, b, h, q_idx, kv_idx):
+    """The changed score and its derivative, float32; not called, as there is no score mod."""
+    return score, score
 
 
 # ---- functions
@@ -120,11 +145,13 @@ def is_full(column, j, m):
 
 
 @gluon.jit
-def send_record(bufs, bars, slot, start, tile, state, lead):
+def send_record(bufs, bars, slot, start, tile, state, lead, b, h):
     """Fills a slot of records, and tells that it and the numbers of its rows are there."""
     rec_s, ld_full = bufs[4], bars[5]
-    i = gl.arange(0, 4, gl.BlockedLayout([1], [32], [1], [0]))
+    i = gl.arange(0, FIELDS, gl.BlockedLayout([1], [32], [1], [0]))
     record = gl.where(i == 0, start, gl.where(i == 1, tile, gl.where(i == 2, state, lead)))
+    if SCORE:
+        record = gl.where(i < 4, record, gl.where(i == 4, b, h))
     rec_s.index(slot).store(record.to(gl.int32))
     mbarrier.arrive(ld_full.index(slot))
 
@@ -182,7 +209,7 @@ def send_rows(descs, bufs, bars, rows_of, it, b, h, head, m, state, lead):
     shift_s.index(slot).store(shift_tile)
     if CROSSED:
         send_bounds(bufs, slot, starts, stops, lead, start, q_len)
-    send_record(bufs, bars, slot, start, head * (terms_len // BLOCK_Q) + m, state, lead)
+    send_record(bufs, bars, slot, start, head * (terms_len // BLOCK_Q) + m, state, lead, b, h)
 
 
 @gluon.jit
@@ -219,6 +246,8 @@ def produce(descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
                 lead = next_lead
                 next_lead = pattern_of(maps, column, j + 1, steps)
             full = is_full(column, j, m) & whole & (j < steps)
+            if SCORE:  # that of queries beyond the last may be no number
+                full = full & ((m + 1) * BLOCK_Q <= q_len)
             state = gl.where(full, FULL, PARTIAL)
             send_rows(descs, bufs, bars, rows_of, it, b, h, b * (heads * group) + h, m, state, lead)
             it += 1
@@ -227,7 +256,7 @@ def produce(descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
         h = gl.where(last, kv_h * group, h + 1)
     slot = it % STAGES
     mbarrier.wait(do_empty.index(slot), ((it // STAGES) & 1) ^ 1)
-    send_record(bufs, bars, slot, 0, 0, NO_MORE, 0)
+    send_record(bufs, bars, slot, 0, 0, NO_MORE, 0, 0, 0)
 
 
 # ---- the warpgroups that multiply
@@ -236,7 +265,7 @@ def produce(descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
 @gluon.jit
 def field(record, NUMBER: gl.constexpr, LAYOUT: gl.constexpr):
     """One number of a record, which every thread holds whole."""
-    return gl.sum(gl.where(gl.arange(0, 4, LAYOUT) == NUMBER, record, 0), axis=0)
+    return gl.sum(gl.where(gl.arange(0, FIELDS, LAYOUT) == NUMBER, record, 0), axis=0)
 
 
 @gluon.jit
@@ -342,36 +371,161 @@ def mask_tile(p, bufs, slot, keys_of, lead, start, kv0, WG: gl.constexpr, S_LAYO
 
 
 @gluon.jit
-def take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, keys_of, sums, WG: gl.constexpr,
+def left_and_right(x):
+    """The halves of an accumulator [64, N], for which no number changes its place."""
+    HALF: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, x.shape[1] // 2, 16])
+    left, right = gl.split(gl.permute(gl.reshape(x, [64, 2, x.shape[1] // 2]), (0, 2, 1)))
+    return gl.convert_layout(left, HALF), gl.convert_layout(right, HALF)
+
+
+@gluon.jit
+def side_by_side(left, right, LAYOUT: gl.constexpr):
+    """The accumulator of which these are the halves."""
+    return gl.convert_layout(gl.reshape(gl.permute(gl.join(left, right), (0, 2, 1)), [64, 2 * left.shape[1]]), LAYOUT)
+
+
+@gluon.jit
+def crossed_words(bufs, slot, kv_len, kv0, S_LAYOUT: gl.constexpr):
+    """The words of 64 keys, as `spread` takes them, from the one interval of each query: a bit a pair, added up in each thread."""
+    COL: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
+    kv = kv0 + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT))[:, None]
+    keep = kv < gl.minimum(bufs[6].index(slot).load(COL), kv_len)[None, :]
+    if STARTS:
+        keep = keep & (kv >= bufs[5].index(slot).load(COL)[None, :])
+    place = gl.arange(0, BLOCK_Q, COL)[None, :]
+    bits = gl.where(keep, gl.full([1, 1], 1, gl.int32, S_LAYOUT) << ((place // 8) * 2 + place % 2), 0)
+    return gl.sum(gl.sum(in_fours(bits), axis=3), axis=1)[:, None, :, None]
+
+
+@gluon.jit
+def kept_words(bufs, slot, keys_of, lead, start, kv0, WG: gl.constexpr, S_LAYOUT: gl.constexpr):
+    """Which pairs of a PARTIAL tile are kept and exist, in words of 64 keys as `spread` takes them."""
+    kv0 = afresh(kv0)
+    FOURS: gl.constexpr = in_fours(gl.full([64, BLOCK_Q], 0, gl.int32, S_LAYOUT)).type.layout
+    ROW: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, FOURS)))
+    if PIECES > 0:
+        words = kept_bits(bounds_of_keys(keys_of, lead, kv0, FOURS), start, BLOCK_Q, PIECES, STARTS)
+    elif CROSSED:
+        words = crossed_words(bufs, slot, keys_of[0], kv0, S_LAYOUT)
+    else:
+        place = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, FOURS))))[None, None, :, None]
+        words = low_bits(keys_of[5] - 2 * place, start, BLOCK_Q)
+        if BITS:
+            words = words & bits_of_keys(bufs[10], slot, lead, kv0, keys_of[0], WG, FOURS)
+        else:
+            words = words & gl.where(kv0 + gl.arange(0, 64, ROW) < keys_of[0], -1, 0)[:, None, None, None]
+    return words
+
+
+@gluon.jit
+def set_aside(values):
+    """Shared memory that holds values of queries, of which each thread has found one or two, and will need a quarter."""
+    row_s = ()
+    for i in gl.static_range(len(values)):
+        row_s += (gl.allocate_shared_memory(values[i].dtype, [BLOCK_Q], gl.SwizzledSharedLayout(1, 1, 1, [0]), values[i]),)
+    return row_s
+
+
+@gluon.jit
+def fetched(row_s, first):
+    """The values of 32 queries of a tile, from query `first` of it on."""
+    row = ()
+    for i in gl.static_range(len(row_s)):
+        row += (row_s[i].slice(first, 32).load(gl.SliceLayout(0, PART))[None, :],)
+    return row
+
+
+@gluon.jit
+def look_ahead(record, mods, kv0, REC: gl.constexpr):
+    """What the score mod is given besides scores and queries, and what it needs of either, found while products are made."""
+    tables, numbers = mods[0], mods[1]
+    b = field(record, 4, REC)
+    h = field(record, 5, REC)
+    kv_idx = afresh(kv0) + gl.arange(0, 64, gl.SliceLayout(1, PART))[:, None]
+    q_idx = field(record, 0, REC) + gl.arange(0, BLOCK_Q, gl.BlockedLayout([1], [32], [4], [0]))
+    row_s = set_aside(score_row(tables, numbers, b, h, q_idx))
+    return b, h, kv_idx, score_column(tables, numbers, b, h, kv_idx), row_s
+
+
+@gluon.jit
+def weigh_part(s, words, lse_s, start, mods, ahead, FIRST: gl.constexpr, DTYPE: gl.constexpr):
+    """`weigh` of 32 columns, from column FIRST of the tile on."""
+    tables, numbers, scale = mods
+    b, h, kv_idx, column, row_s = ahead
+    COL: gl.constexpr = gl.SliceLayout(0, PART)
+    q_idx = (start + FIRST + gl.arange(0, 32, COL))[None, :]
+    changed, slope = score_pair(tables, numbers, column, fetched(row_s, FIRST), s * scale, b, h, q_idx, kv_idx)
+    # a score mod may give a number for all pairs of a query or a key
+    height = gl.full([64, 32], 0.0, gl.float32, PART) + changed * LOG2E
+    p = gl.exp2(height - lse_s.slice(FIRST, 32).load(COL)[None, :])
+    keep = spread(words >> (FIRST // 4), 64, 32, PART)
+    return to_half(gl.where(keep, p, 0.0), DTYPE), gl.where(keep, p * slope, 0.0)
+
+
+@gluon.jit
+def weigh(s, words, lse_s, start, mods, ahead, FIRST: gl.constexpr, DTYPE: gl.constexpr):
+    """(probabilities, in 16 bits; the same times the score mod's derivative) of the tile's columns from FIRST on, from s = k q^T; 0 where
+    a pair is not kept, whatever its score is. A part after the other, as all at once would need more registers than there are."""
+    if s.shape[1] == 32:
+        p, weight = weigh_part(s, words, lse_s, start, mods, ahead, FIRST, DTYPE)
+    else:
+        LAYOUT: gl.constexpr = s.type.layout
+        left, right = left_and_right(s)
+        p_left, w_left = weigh(left, words, lse_s, start, mods, ahead, FIRST, DTYPE)
+        p_right, w_right = weigh(right, words, lse_s, start, mods, ahead, FIRST + s.shape[1] // 2, DTYPE)
+        p = side_by_side(p_left, p_right, LAYOUT)
+        weight = side_by_side(w_left, w_right, LAYOUT)
+    return p, weight
+
+
+@gluon.jit
+def apart(x):
+    """`x`, each element in a register of its own, written here: where registers that a product begins with are written while another one is
+    in flight, the assembler waits for that first."""
+    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=gl.float32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, mods, keys_of, sums, WG: gl.constexpr,
               S_LAYOUT: gl.constexpr, A_LAYOUT: gl.constexpr, DQ_LAYOUT: gl.constexpr):  # fmt: skip
     """One block row's share of dk (but for the scale) and dv, and this column's share of the block row's dq (likewise)."""
     q_s, do_s, lse_s, shift_s, rec_s, _, _, k_s, _, ds_s, _ = bufs
     _, q_full, q_empty, do_full, do_empty, _ = bars
     COL: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
-    REC: gl.constexpr = gl.BlockedLayout([4], [32], [4], [0])
+    REC: gl.constexpr = gl.BlockedLayout([FIELDS], [32], [4], [0])
     slot = it % STAGES
     phase = (it // STAGES) & 1
+    if SCORE:
+        ahead = look_ahead(rec_s.index(slot).load(REC), mods, kv0, REC)
+    # dp begins at -delta, which needs no registers then
+    shift = apart(gl.full([64, BLOCK_Q], 0.0, gl.float32, S_LAYOUT) + shift_s.index(slot).load(COL)[None, :])
     mbarrier.wait(q_full.index(slot), phase)
     s_sent = issue_scores(k_w, q_s, slot, S_LAYOUT)
     mbarrier.wait(do_full.index(slot), phase)
     do_w = do_s.index(slot).reshape([BLOCK_Q, PADDED_DIM])
-    zero = gl.full([64, BLOCK_Q], 0.0, gl.float32, S_LAYOUT)
-    zero = zero + shift_s.index(slot).load(COL)[None, :]  # dp begins at -delta, which needs no registers then
-    dp_sent = warpgroup_mma(v_w, do_w.permute((1, 0)), zero, use_acc=True, is_async=True)
+    dp_sent = warpgroup_mma(v_w, do_w.permute((1, 0)), shift, use_acc=True, is_async=True)
     lse = lse_s.index(slot).load(COL)
     record = rec_s.index(slot).load(REC)
     start = field(record, 0, REC)
     tile = field(record, 1, REC)
     state = field(record, 2, REC)
     lead = field(record, 3, REC)
+    if SCORE:
+        words = gl.full([64, 1, 4, 1], -1, gl.int32, in_fours(shift).type.layout)
+        if state == PARTIAL:
+            words = kept_words(bufs, slot, keys_of, lead, start, kv0, WG, S_LAYOUT)
     s = warpgroup_mma_wait(1, deps=[s_sent])
-    p = gl.exp2(s * scale_log2 - lse[None, :])
-    if state == PARTIAL:
-        p = mask_tile(p, bufs, slot, keys_of, lead, start, kv0, WG, S_LAYOUT)
-    p_op = gl.convert_layout(to_half(p, q_s.dtype), A_LAYOUT)
+    if SCORE:
+        half, weight = weigh(s, words, lse_s.index(slot), start, mods, ahead, 0, q_s.dtype)
+    else:
+        weight = gl.exp2(s * scale_log2 - lse[None, :])
+        if state == PARTIAL:
+            weight = mask_tile(weight, bufs, slot, keys_of, lead, start, kv0, WG, S_LAYOUT)
+        half = to_half(weight, q_s.dtype)
+    p_op = gl.convert_layout(half, A_LAYOUT)
     dv_sent = warpgroup_mma(p_op, do_w, dv, is_async=True)
     dp = warpgroup_mma_wait(1, deps=[dp_sent])
-    ds = to_half(p * dp, q_s.dtype)
+    ds = to_half(weight * dp, q_s.dtype)
     ds_slot = it & 1
     ds_s.index(ds_slot * 2 + WG).store(ds)
     fence_async_shared()
@@ -393,12 +547,13 @@ def consume(WG: gl.constexpr, descs, bufs, bars, place, rows_of, keys_of, tile_m
     rec_s, k_s, v_s = bufs[4], bufs[7], bufs[8]
     kv_full, ld_full = bars[0], bars[5]
     n, kv_b, kv_h = place[0], place[1], place[2]
-    dq_sums, scale_log2, scale = sums
+    dq_sums, scale_log2, scale, score_tables, score_numbers = sums
+    mods = (score_tables, score_numbers, scale)
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_Q, 16])
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PADDED_DIM, 16])
     A_LAYOUT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=ACC, k_width=2)
     DQ_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
-    REC: gl.constexpr = gl.BlockedLayout([4], [32], [4], [0])
+    REC: gl.constexpr = gl.BlockedLayout([FIELDS], [32], [4], [0])
     kv0 = n * BLOCK_KV + WG * 64
     k_w = k_s.index(WG).reshape([64, PADDED_DIM])
     v_w = v_s.index(WG).reshape([64, PADDED_DIM])
@@ -409,7 +564,7 @@ def consume(WG: gl.constexpr, descs, bufs, bars, place, rows_of, keys_of, tile_m
     it = 0
     going = 1
     while going > 0:
-        dk, dv = take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, keys_of, dq_sums, WG, S_LAYOUT, A_LAYOUT, DQ_LAYOUT)
+        dk, dv = take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, mods, keys_of, dq_sums, WG, S_LAYOUT, A_LAYOUT, DQ_LAYOUT)
         it += 1
         mbarrier.wait(ld_full.index(it % STAGES), (it // STAGES) & 1)
         going = NO_MORE - field(rec_s.index(it % STAGES).load(REC), 2, REC)
@@ -442,7 +597,7 @@ def stands_down(broken):
     if RUNS == "hold":
         idle = gl.load(broken) != 0
     if RUNS == "fail":
-        idle = gl.load(broken) == 0
+        idle = gl.load(broken) != 1
     return idle
 
 
@@ -472,7 +627,7 @@ def rings(dtype: gl.constexpr, q_desc, k_desc, words_desc):
     ds_s = gl.allocate_shared_memory(dtype, [4, 64, BLOCK_Q], DS)
     lse_s = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_Q], VEC)
     shift_s = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_Q], VEC)
-    rec_s = gl.allocate_shared_memory(gl.int32, [STAGES, 4], VEC)
+    rec_s = gl.allocate_shared_memory(gl.int32, [STAGES, FIELDS], VEC)
     low_s = rec_s
     high_s = rec_s
     if CROSSED:
@@ -515,6 +670,7 @@ def barriers():
 def attention_backward(
     q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, dq_sums, lse, shift,  # float32 sums of dq, in the order of registers
     scale, q_len, kv_len, terms_len, columns, heads, group, readers, resident,  # `group` query heads share a key head, of `heads` in all
+    score_tables, score_numbers,  # tuples: see `pack`
     starts, stops, stride_ib, stride_ih,  # intervals of keys (crossed: of queries), int32 [.., .., length, PIECES]; strides in entries
     ranges, counts, offsets, index, stride_mb, stride_mh,  # the tile map by columns, strides in block columns
     patterns, words_desc,  # the numbers of PARTIAL tiles' bits, beside `index`, and the bits
@@ -530,9 +686,9 @@ def attention_backward(
     descs = (q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, words_desc)
     place = (n, kv_b, kv_h, heads, group, readers)
     rows_of = (lse, shift, terms_len, q_len, starts, stops)
-    keys_of = (kv_len, stride_ib, stride_ih, starts, stops)
+    keys_of = (kv_len, stride_ib, stride_ih, starts, stops, q_len)
     tile_map = ((ranges, counts, offsets, index, patterns), stride_mb, stride_mh)
-    sums = (dq_sums, scale * LOG2E, scale)
+    sums = (dq_sums, scale * LOG2E, scale, score_tables, score_numbers)
     given = (descs, bufs, bars, place, rows_of, keys_of, tile_map, sums)
     gl.warp_specialize(
         [(consume_first, given), (consume_second, given), (produce, given)],
@@ -546,12 +702,13 @@ def attention_backward(
 
 @triton.jit(do_not_specialize=["q_len", "terms_len"])
 def gather_queries(sums, dq, scale, q_len, terms_len, broken):
-    """A block row of dq [B * Hq, Q, HEAD_DIM] from the sums, which lie in the order of registers, terms_len rows a head."""
+    """A block row of dq [B * Hq, Q, HEAD_DIM] from the sums, which lie in the order of registers, terms_len rows a head. The last ones
+    first: those were added to last, and lie in the L2 cache."""
     if is_idle(broken):
         return
     blocks = tl.cdiv(q_len, BLOCK_Q)
-    head = tl.program_id(0) // blocks
-    m = tl.program_id(0) % blocks
+    turn = tl.num_programs(0) - 1 - tl.program_id(0)
+    head, m = turn // blocks, turn % blocks
     for w in tl.static_range(2):
         at = (head.to(tl.int64) * (terms_len // BLOCK_Q) + m) * (BLOCK_Q * PADDED_DIM) + w * 4096
         x = tl.load(sums + at + tl.arange(0, 4096))

@@ -34,9 +34,14 @@ def described_bits(words):
     return TensorDescriptor(lines, list(lines.shape), list(lines.stride()), [1, 1, wanted[0] * wanted[1] // 256, 256], layout)
 
 
+def zeroed_sums(terms):
+    """Room for dq in float32, in the order in which threads hold it."""
+    return torch.zeros(terms[0].numel() * PADDED_DIM.value, dtype=torch.float32, device=terms[0].device)
+
+
 def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures=((), ()), starts=None, stops=None,
              ranges=None, counts=None, offsets=None, index=None, broken=None, into=None, row_starts=None, row_stops=None,
-             order=None, patterns=None, words=None):  # fmt: skip
+             order=None, patterns=None, words=None, sums=None):  # fmt: skip
     """(dq [B, Hq, Q, D], dk [B or 1, Hkv, KV, D], dv [B or 1, Hkv, KV, Dv]) of out = attention(q, k, v), given dout [B, Hq, Q, Dv] and
     `terms` from `row_terms`.
 
@@ -45,8 +50,8 @@ def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures
     columns, 4], or `counts` and `offsets` int32 [.., .., block columns, 2] with `index`, name block rows. All are contiguous. With bits,
     `patterns` (int32, as long as `index`) numbers those of PARTIAL tiles in `words` int32 [pool, BLOCK_KV, BLOCK_Q / 32]: bit query % 32
     of word query // 32 of a key. `order` int32 [block columns] names the block columns as they are to be begun. `broken` is the flag that
-    a kernel looks at which does not always run; `into` the (dq, dk, dv) that its partner has filled where this one returns. Captures are
-    not used.
+    a kernel looks at which does not always run; `into` the (dq, dk, dv) that its partner has filled where this one returns, and `sums`
+    the `zeroed_sums` that both use. The mask's captures are not used.
     """
     batch, q_heads, q_len, head_dim = q.shape
     entries, heads, kv_len, _ = k.shape
@@ -58,7 +63,7 @@ def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures
     if not (fits_tma(dk) and fits_tma(dv)):
         raise ValueError(f"TMA needs rows of a multiple of 16 bytes; got gradients of {tuple(dk.shape)}, {tuple(dv.shape)} to be filled")
     terms_len = terms[0].shape[2]
-    sums = torch.zeros(batch * q_heads * terms_len * PADDED_DIM.value, dtype=torch.float32, device=q.device)
+    sums = zeroed_sums(terms) if sums is None else sums
     columns, group = triton.cdiv(kv_len, BLOCK_KV.value), q_heads // heads
     low, high, lines = (row_starts, row_stops, q_len) if CROSSED.value else (starts, stops, kv_len)
     attention_backward[(columns * entries * heads,)](
@@ -66,6 +71,7 @@ def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures
         sums, *terms,
         float(scale), q_len, kv_len, terms_len, columns, heads, group, group * (batch // entries),
         resident_heads(entries * heads, q_len, (head_dim + v.shape[3]) * q.element_size() + 4 * PADDED_DIM.value),
+        *score_captures,
         low, high, *(apart // lines for apart in strides(high, lines)),
         ranges, counts, offsets, index, *strides(counts if ranges is None else ranges, columns),
         patterns, described_bits(words) if BITS.value else None,

@@ -1,6 +1,7 @@
 """Forward attention for Hopper: warpgroups that multiply, fed through rings of shared memory by one warp that loads.
 
-The constants and the two functions under "mods" are replaced by `assemble_hopper`; everything else is copied as it stands.
+The constants and the two functions under "mods" are replaced by `assemble_hopper`, which also leaves one branch only of each `if WIDE`
+(a head dim beyond 128); everything else is copied as it stands.
 The loading warp takes tiles of queries (from a queue, or by stride), writes what there is to do into a *record*, and brings queries, keys
 and values by TMA; each multiplying warpgroup takes 64 rows, whose output and softmax stay in its registers. A step has two products in
 flight: Q K^T of its own tile of keys, and P V of the tile before; warpgroups take turns at issuing (*ping-pong*), so that the softmax of
@@ -19,6 +20,7 @@ from .hopper import (
     LN2,
     LOG2E,
     in_fours,
+    join,
     kept_bits,
     load_bound,
     load_words,
@@ -61,6 +63,10 @@ STARTS = gl.constexpr(True)
 # "always"; or only where the map's flag on the device says that its intervals "hold", or that they "fail"
 RUNS = gl.constexpr("always")
 SCORE = gl.constexpr(False)
+# ---- constants of wide plans
+# a head dim beyond 128: tiles lie in parts of so many columns, and the output leaves from where the queries lay
+WIDE = gl.constexpr(False)
+PART = gl.constexpr(64)
 # ---- kernel
 
 ROWS = gl.constexpr(64)
@@ -73,7 +79,10 @@ ALL = gl.constexpr(-1)
 NOTHING = gl.constexpr(-2)
 # layouts of scores and output in a warpgroup, of the probabilities that it multiplies values with, and of a number for each row
 SCORES = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_KV.value, 16]))
-OUTPUT = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PADDED_V_DIM.value, 16]))
+if WIDE:
+    OUTPUT = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PART.value, 16]))
+else:
+    OUTPUT = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PADDED_V_DIM.value, 16]))
 FACTOR = gl.constexpr(gl.DotOperandLayout(operand_index=0, parent=OUTPUT.value, k_width=2))
 BY_ROW = gl.constexpr(gl.SliceLayout(1, SCORES.value))
 BY_KEY = gl.constexpr(gl.SliceLayout(0, SCORES.value))
@@ -90,6 +99,82 @@ def score_row(tables, numbers, b, h, q_idx):
 def score_mod(tables, numbers, row, score, b, h, q_idx, kv_idx):
     """The changed score, float32; not called, as there is no score mod."""
     return score
+
+
+# ---- functions of wide plans
+# parts of keys, of values, and of a place that holds queries first and their output afterwards
+PARTS = gl.constexpr(PADDED_DIM.value // PART.value)
+V_PARTS = gl.constexpr(PADDED_V_DIM.value // PART.value)
+Q_PARTS = gl.constexpr(max(PARTS.value, V_PARTS.value))
+
+
+@gluon.jit
+def load_parts(source, b, h, row, full, ring, at, COUNT: gl.constexpr):
+    """Bring a tile that begins at `row`, part by part, to places from `at` on of a ring."""
+    for i in gl.static_range(COUNT):
+        tma_load(source, [b, h, row, i * PART], full, ring.index(at + i))
+
+
+@gluon.jit
+def begin_scores(q, k_ring, slot):
+    """Q K^T in flight, added up over the parts; `q` is a ring and the place of the queries in it."""
+    q_ring, at = q
+    flying = gl.full([ROWS, BLOCK_KV], 0.0, gl.float32, SCORES)
+    for i in gl.static_range(PARTS):
+        k = k_ring.index(slot * PARTS + i).reshape([BLOCK_KV, PART]).permute((1, 0))
+        flying = warpgroup_mma(q_ring.index(at + i).reshape([ROWS, PART]), k, flying, use_acc=i > 0, is_async=True)
+    return flying
+
+
+@gluon.jit
+def no_output():
+    """The parts of an output to which nothing has been added."""
+    parts = ()
+    for _ in gl.static_range(V_PARTS):
+        parts += (gl.full([ROWS, PART], 0.0, gl.float32, OUTPUT),)
+    return parts
+
+
+@gluon.jit
+def begin_output(p, v_ring, slot, acc):
+    """P V in flight, a product a part."""
+    flying = ()
+    for i in gl.static_range(V_PARTS):
+        v = v_ring.index(slot * V_PARTS + i).reshape([BLOCK_KV, PART])
+        flying += (warpgroup_mma(p, v, acc[i], is_async=True),)
+    return flying
+
+
+@gluon.jit
+def end_output(flying):
+    """The parts of the output, when no product is in flight any more."""
+    if V_PARTS == 1:
+        parts = (warpgroup_mma_wait(0, deps=flying),)
+    else:
+        parts = warpgroup_mma_wait(0, deps=flying)
+    return parts
+
+
+@gluon.jit
+def times(acc, factor):
+    """The parts of the output, each row times its factor."""
+    factor = gl.convert_layout(factor, gl.SliceLayout(1, OUTPUT))[:, None]
+    parts = ()
+    for i in gl.static_range(V_PARTS):
+        parts += (acc[i] * factor,)
+    return parts
+
+
+@gluon.jit
+def store_parts(out, b, h, start, acc, ring, at):
+    """Store 64 rows of output by way of the place of their queries, which is free when all have come back from here."""
+    for i in gl.static_range(V_PARTS):
+        ring.index(at + i).reshape([ROWS, PART]).store(to_half(acc[i], DTYPE))
+    fence_async_shared()
+    for i in gl.static_range(V_PARTS):
+        tma_store(out, [b, h, start, i * PART], ring.index(at + i))
+    tma.store_wait(0)
+    join()
 
 
 # ---- functions
@@ -252,14 +337,20 @@ def load_keys(k, v, rings, bars, cut, place, at, tile, masked):
     phase = (at // STAGES) & 1
     mbarrier.wait(k_empty.index(slot), phase ^ 1)
     mbarrier.expect(k_full.index(slot), BLOCK_KV * PADDED_DIM * 2)
-    tma_load(k, [kv_b, kv_h, tile * BLOCK_KV, 0], k_full.index(slot), k_ring.index(slot))
+    if WIDE:
+        load_parts(k, kv_b, kv_h, tile * BLOCK_KV, k_full.index(slot), k_ring, slot * PARTS, PARTS)
+    else:
+        tma_load(k, [kv_b, kv_h, tile * BLOCK_KV, 0], k_full.index(slot), k_ring.index(slot))
     if CROSSED:
         if masked:
             load_cuts(cut_ring.index(slot), cut, b, h, tile, m)
         mbarrier.arrive(k_full.index(slot))
     mbarrier.wait(v_empty.index(slot), phase ^ 1)
     mbarrier.expect(v_full.index(slot), BLOCK_KV * PADDED_V_DIM * 2)
-    tma_load(v, [kv_b, kv_h, tile * BLOCK_KV, 0], v_full.index(slot), v_ring.index(slot))
+    if WIDE:
+        load_parts(v, kv_b, kv_h, tile * BLOCK_KV, v_full.index(slot), v_ring, slot * V_PARTS, V_PARTS)
+    else:
+        tma_load(v, [kv_b, kv_h, tile * BLOCK_KV, 0], v_full.index(slot), v_ring.index(slot))
 
 
 @gluon.jit
@@ -275,10 +366,11 @@ def produce(sources, rings, q_ring, records, bars, q_bars, record_bars, call, ti
     while turn < tiles:
         publish(records, record_bars[0], record_bars[1], number, m, b, h, first, part_at, part, full_at, full, pattern)
         buffer = (number % Q_STAGES) * CONSUMERS
-        for w in gl.static_range(CONSUMERS):
-            mbarrier.wait(q_empty.index(buffer + w), ((number // Q_STAGES) & 1) ^ 1)
-            mbarrier.expect(q_full.index(buffer + w), ROWS * PADDED_DIM * 2)
-            tma_load(q, [b, h, m * BLOCK_Q + w * ROWS, 0], q_full.index(buffer + w), q_ring.index(buffer + w))
+        if not WIDE:
+            for w in gl.static_range(CONSUMERS):
+                mbarrier.wait(q_empty.index(buffer + w), ((number // Q_STAGES) & 1) ^ 1)
+                mbarrier.expect(q_full.index(buffer + w), ROWS * PADDED_DIM * 2)
+                tma_load(q, [b, h, m * BLOCK_Q + w * ROWS, 0], q_full.index(buffer + w), q_ring.index(buffer + w))
         place = (b, h, b * kv_batch, h // group, m)
         count = 1 + part + full
         early = gl.minimum(count, STAGES)
@@ -288,6 +380,11 @@ def produce(sources, rings, q_ring, records, bars, q_bars, record_bars, call, ti
             following = any_tile(tile_map, i, part_at, part, full_at, full)
             load_keys(k, v, rings, bars, cut, place, at, tile, i <= part)
             at += 1
+        if WIDE:
+            for w in gl.static_range(CONSUMERS):  # last, as the output of the tile before has to leave from there
+                mbarrier.wait(q_empty.index(buffer + w), ((number // Q_STAGES) & 1) ^ 1)
+                mbarrier.expect(q_full.index(buffer + w), ROWS * PADDED_DIM * 2)
+                load_parts(q, b, h, m * BLOCK_Q + w * ROWS, q_full.index(buffer + w), q_ring, (buffer + w) * Q_PARTS, PARTS)
         # the rings are full: time to find the next tile of queries
         if SCHEDULE == "queue":
             taken = gl.atomic_add(queue, 1, sem="relaxed")
@@ -305,7 +402,7 @@ def produce(sources, rings, q_ring, records, bars, q_bars, record_bars, call, ti
         number += 1
         m, b, h, first = next_m, next_b, next_h, next_first
         part_at, part, full_at, full, pattern = next_part_at, next_part, next_full_at, next_full, next_pattern
-    publish(records, record_bars[0], record_bars[1], number, -1, 0, 0, 0, 0, 0, 0, 0, 0)
+    publish(records, record_bars[0], record_bars[1], number, -1, 0, 0, 0, 0, 0, 0, 0, NOTHING)
 
 
 @gluon.jit
@@ -439,6 +536,14 @@ def row_sums(p):
 
 
 @gluon.jit
+def before_waiting(x):
+    """`x`, which is not negative, such that all it is made of is computed before the next wait for products: a store that never happens
+    stands between, as the assembler would move the wait up past arithmetic, but moves nothing past a store."""
+    NEVER: gl.constexpr = "{.reg .pred p; .reg .b32 a; setp.lt.f32 p, $1, 0f00000000; mov.b32 a, 0; @p st.shared.f32 [a], $1;"
+    return gl.inline_asm_elementwise(NEVER + " mov.b32 $0, $1;}", "=r,r", [x], dtype=gl.float32, is_pure=False, pack=1)
+
+
+@gluon.jit
 def step(q, rings, bars, p, acc, total, peak, at, tile, pattern, bounds, kv_len, score, scale, W: gl.constexpr, MASKED: gl.constexpr):
     """A tile of keys: Q K^T, together with P V of the tile before, at whose ends stand the softmax and the new P."""
     k_ring, v_ring, cut_ring = rings
@@ -451,13 +556,21 @@ def step(q, rings, bars, p, acc, total, peak, at, tile, pattern, bounds, kv_len,
         bits = load_pattern(bounds, pattern, WORDS, W)  # they come while the product is made
     mbarrier.wait(k_full.index(slot), phase)
     meet(8 + W, 256)
-    zeros = gl.full([ROWS, BLOCK_KV], 0.0, gl.float32, SCORES)
-    k = k_ring.index(slot).reshape([BLOCK_KV, PADDED_DIM]).permute((1, 0))
-    s_flying = warpgroup_mma(q, k, zeros, use_acc=False, is_async=True)
-    mbarrier.wait(v_full.index(before), phase_before)
-    acc_flying = warpgroup_mma(p, v_ring.index(before).reshape([BLOCK_KV, PADDED_V_DIM]), acc, is_async=True)
+    if WIDE:
+        s_flying = begin_scores(q, k_ring, slot)
+        mbarrier.wait(v_full.index(before), phase_before)
+        acc_flying = begin_output(p, v_ring, before, acc)
+    else:
+        zeros = gl.full([ROWS, BLOCK_KV], 0.0, gl.float32, SCORES)
+        k = k_ring.index(slot).reshape([BLOCK_KV, PADDED_DIM]).permute((1, 0))
+        s_flying = warpgroup_mma(q, k, zeros, use_acc=False, is_async=True)
+        mbarrier.wait(v_full.index(before), phase_before)
+        acc_flying = warpgroup_mma(p, v_ring.index(before).reshape([BLOCK_KV, PADDED_V_DIM]), acc, is_async=True)
     pass_by(8 + (W + 1) % CONSUMERS, 256)
-    s = warpgroup_mma_wait(1, deps=[s_flying])
+    if WIDE:
+        s = warpgroup_mma_wait(V_PARTS, deps=[s_flying])
+    else:
+        s = warpgroup_mma_wait(1, deps=[s_flying])
     if not (CROSSED and MASKED):
         mbarrier.arrive(k_empty.index(slot))
     if SCORE:
@@ -471,10 +584,18 @@ def step(q, rings, bars, p, acc, total, peak, at, tile, pattern, bounds, kv_len,
         mbarrier.arrive(k_empty.index(slot))
     new_p, peak, shrink = softmax(s, peak, scale, MASKED)
     total = total * gl.convert_layout(shrink, gl.SliceLayout(1, total.type.layout))[:, None] + row_sums(new_p)
-    acc = warpgroup_mma_wait(0, deps=[acc_flying])
+    if CONSUMERS == 2:  # three have not the registers to hide the softmax behind P V
+        total = before_waiting(total)
+    if WIDE:
+        acc = end_output(acc_flying)
+    else:
+        acc = warpgroup_mma_wait(0, deps=[acc_flying])
     mbarrier.arrive(v_empty.index(before))
     p = gl.convert_layout(to_half(new_p, DTYPE), FACTOR)
-    acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, OUTPUT))[:, None]
+    if WIDE:
+        acc = times(acc, shrink)
+    else:
+        acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, OUTPUT))[:, None]
     return p, acc, total, peak
 
 
@@ -504,6 +625,28 @@ def finish(total, peak, scale, sinks, peaks, lse, head, h, row, q_len):
 
 
 @gluon.jit
+def begin_tile(m, b, h, pattern, q_ring, k_ring, q_full, k_full, number, at, rows, W: gl.constexpr):
+    """(what masks the rows of tile `number`, the words of its first tile of keys, Q K^T of that in flight). Where there is no such tile,
+    the product is of no use, and nothing is waited for."""
+    bounds = load_bounds(rows, b, h, gl.maximum(m, 0) * BLOCK_Q + W * ROWS)
+    bits = load_pattern(bounds, pattern, gl.where(pattern >= 0, WORDS, 0), W)
+    buffer = (number % Q_STAGES) * CONSUMERS + W
+    slot = at % STAGES
+    mbarrier.wait(q_full.index(buffer), (number // Q_STAGES) & 1, pred=m >= 0)
+    mbarrier.wait(k_full.index(slot), (at // STAGES) & 1, pred=m >= 0)
+    meet(8 + W, 256)
+    if WIDE:
+        flying = begin_scores((q_ring, buffer * Q_PARTS), k_ring, slot)
+    else:
+        q = q_ring.index(buffer).reshape([ROWS, PADDED_DIM])
+        k = k_ring.index(slot).reshape([BLOCK_KV, PADDED_DIM]).permute((1, 0))
+        zeros = gl.full([ROWS, BLOCK_KV], 0.0, gl.float32, SCORES)
+        flying = warpgroup_mma(q, k, zeros, use_acc=False, is_async=True)
+    pass_by(8 + (W + 1) % CONSUMERS, 256)
+    return bounds, bits, flying
+
+
+@gluon.jit
 def consume(
     W: gl.constexpr, out, rings, q_ring, out_ring, records, bars, q_bars, record_bars, tile_map, rows, lengths, scale, score_mods, found
 ):
@@ -518,25 +661,22 @@ def consume(
     if W == CONSUMERS - 1:
         pass_by(8, 256)  # the first warpgroup begins
     m, b, h, first, part_at, part, full_at, full, pattern = fetch(records, record_bars[0], record_bars[1], number)
+    if not WIDE:
+        bounds, bits, s_flying = begin_tile(m, b, h, pattern, q_ring, k_ring, q_full, k_full, number, at, rows, W)
+        s = warpgroup_mma_wait(0, deps=[s_flying])
     while m >= 0:
         start = m * BLOCK_Q + W * ROWS
         row = start + gl.arange(0, ROWS, BY_ROW)
-        bounds = load_bounds(rows, b, h, start)
         score = score_context(score_mods, b, h, row[:, None], scale)
-        bits = load_pattern(bounds, pattern, gl.where(pattern >= 0, WORDS, 0), W)
         following, next_pattern = masked_tile(tile_map, 0, part_at, part, full_at, full)
         buffer = (number % Q_STAGES) * CONSUMERS + W
-        q = q_ring.index(buffer).reshape([ROWS, PADDED_DIM])
-        mbarrier.wait(q_full.index(buffer), (number // Q_STAGES) & 1)
-
         slot = at % STAGES
-        mbarrier.wait(k_full.index(slot), (at // STAGES) & 1)
-        meet(8 + W, 256)
-        zeros = gl.full([ROWS, BLOCK_KV], 0.0, gl.float32, SCORES)
-        k = k_ring.index(slot).reshape([BLOCK_KV, PADDED_DIM]).permute((1, 0))
-        s_flying = warpgroup_mma(q, k, zeros, use_acc=False, is_async=True)
-        pass_by(8 + (W + 1) % CONSUMERS, 256)
-        s = warpgroup_mma_wait(0, deps=[s_flying])
+        if WIDE:
+            q = (q_ring, buffer * Q_PARTS)
+            bounds, bits, s_flying = begin_tile(m, b, h, pattern, q_ring, k_ring, q_full, k_full, number, at, rows, W)
+            s = warpgroup_mma_wait(0, deps=[s_flying])
+        else:
+            q = q_ring.index(buffer).reshape([ROWS, PADDED_DIM])
         if SCORE:
             s = changed_scores(s, score, first)
         kept = bounds
@@ -548,7 +688,10 @@ def consume(
         new_p, peak, _ = softmax(s, peak, scale, True)
         total = row_sums(new_p)
         p = gl.convert_layout(to_half(new_p, DTYPE), FACTOR)
-        acc = gl.full([ROWS, PADDED_V_DIM], 0.0, gl.float32, OUTPUT)
+        if WIDE:
+            acc = no_output()
+        else:
+            acc = gl.full([ROWS, PADDED_V_DIM], 0.0, gl.float32, OUTPUT)
         at += 1
 
         if MAP_FORM != "none":
@@ -564,23 +707,39 @@ def consume(
             p, acc, total, peak = step(q, rings, bars, p, acc, total, peak, at, tile, 0, bounds, kv_len, score, scale, W, False)
             at += 1
 
-        mbarrier.arrive(q_empty.index(buffer))
+        if not WIDE:
+            mbarrier.arrive(q_empty.index(buffer))
         before = (at - 1) % STAGES
         mbarrier.wait(v_full.index(before), ((at - 1) // STAGES) & 1)
-        acc_flying = warpgroup_mma(p, v_ring.index(before).reshape([BLOCK_KV, PADDED_V_DIM]), acc, is_async=True)
-        sums = gl.convert_layout(gl.sum(total, axis=1), BY_ROW)
-        share = finish(sums, peak, scale, sinks, peaks, lse, b * heads + h, h, row, q_len)
-        tma.store_wait(0)  # the output of the tile before has left
-        acc = warpgroup_mma_wait(0, deps=[acc_flying])
-        mbarrier.arrive(v_empty.index(before))
-        acc = acc * gl.convert_layout(share, gl.SliceLayout(1, OUTPUT))[:, None]
-        tile_out = out_ring.index(W)
-        tile_out.reshape([ROWS, PADDED_V_DIM]).store(to_half(acc, DTYPE))
-        fence_async_shared()
-        tma_store(out, [b, h, start, 0], tile_out)
+        if WIDE:
+            acc_flying = begin_output(p, v_ring, before, acc)
+        else:
+            acc_flying = warpgroup_mma(p, v_ring.index(before).reshape([BLOCK_KV, PADDED_V_DIM]), acc, is_async=True)
         number += 1
-        m, b, h, first, part_at, part, full_at, full, pattern = fetch(records, record_bars[0], record_bars[1], number)
-    tma.store_wait(0)
+        last_b, last_h = b, h
+        if not WIDE:  # the first product of the next tile is made while this one is stored
+            m, b, h, first, part_at, part, full_at, full, pattern = fetch(records, record_bars[0], record_bars[1], number)
+            bounds, bits, s_flying = begin_tile(m, b, h, pattern, q_ring, k_ring, q_full, k_full, number, at, rows, W)
+        sums = gl.convert_layout(gl.sum(total, axis=1), BY_ROW)
+        share = finish(sums, peak, scale, sinks, peaks, lse, last_b * heads + last_h, last_h, row, q_len)
+        if WIDE:
+            acc = end_output(acc_flying)
+            mbarrier.arrive(v_empty.index(before))
+            store_parts(out, last_b, last_h, start, times(acc, share), out_ring, buffer * Q_PARTS)
+            mbarrier.arrive(q_empty.index(buffer))
+            m, b, h, first, part_at, part, full_at, full, pattern = fetch(records, record_bars[0], record_bars[1], number)
+        else:
+            tma.store_wait(0)  # the output of the tile before has left
+            acc = warpgroup_mma_wait(1, deps=[acc_flying])
+            mbarrier.arrive(v_empty.index(before))
+            acc = acc * gl.convert_layout(share, gl.SliceLayout(1, OUTPUT))[:, None]
+            tile_out = out_ring.index(W)
+            tile_out.reshape([ROWS, PADDED_V_DIM]).store(to_half(acc, DTYPE))
+            fence_async_shared()
+            tma_store(out, [last_b, last_h, start, 0], tile_out)
+            s = warpgroup_mma_wait(0, deps=[s_flying])
+    if not WIDE:
+        tma.store_wait(0)
     if W == 0:
         meet(8, 256)  # the last warpgroup has passed once more
 
@@ -637,10 +796,16 @@ def attention_forward(
             tiles = 0
     if not SCORE:
         scale = scale * LOG2E
-    q_ring = gl.allocate_shared_memory(q.dtype, [CONSUMERS * Q_STAGES] + q.block_type.shape, q.layout)
-    out_ring = gl.allocate_shared_memory(out.dtype, [CONSUMERS] + out.block_type.shape, out.layout)
-    k_ring = gl.allocate_shared_memory(k.dtype, [STAGES] + k.block_type.shape, k.layout)
-    v_ring = gl.allocate_shared_memory(v.dtype, [STAGES] + v.block_type.shape, v.layout)
+    if WIDE:
+        q_ring = gl.allocate_shared_memory(q.dtype, [CONSUMERS * Q_STAGES * Q_PARTS] + q.block_type.shape, q.layout)
+        out_ring = q_ring
+        k_ring = gl.allocate_shared_memory(k.dtype, [STAGES * PARTS] + k.block_type.shape, k.layout)
+        v_ring = gl.allocate_shared_memory(v.dtype, [STAGES * V_PARTS] + v.block_type.shape, v.layout)
+    else:
+        q_ring = gl.allocate_shared_memory(q.dtype, [CONSUMERS * Q_STAGES] + q.block_type.shape, q.layout)
+        out_ring = gl.allocate_shared_memory(out.dtype, [CONSUMERS] + out.block_type.shape, out.layout)
+        k_ring = gl.allocate_shared_memory(k.dtype, [STAGES] + k.block_type.shape, k.layout)
+        v_ring = gl.allocate_shared_memory(v.dtype, [STAGES] + v.block_type.shape, v.layout)
     cut_ring = k_ring
     if CROSSED:
         cut_ring = gl.allocate_shared_memory(gl.int32, [STAGES, BLOCK_KV], gl.SwizzledSharedLayout(1, 1, 1, [0]))

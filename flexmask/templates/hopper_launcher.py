@@ -13,9 +13,11 @@ from .hopper_forward import (
     BLOCK_Q,
     PADDED_DIM,
     PADDED_V_DIM,
+    PART,
     ROWS,
     SCHEDULE,
     SCORE,
+    WIDE,
     WORDS,
     attention_forward,
 )
@@ -25,6 +27,8 @@ from .launcher import MAX_INDEX, describe, fits_tma, resident_heads, strides
 # ---- functions
 def tiles_of(x, rows, width):
     """A Gluon descriptor of [1, 1, rows, width] tiles of `x`, laid out in shared memory as wgmma reads them."""
+    if WIDE:
+        width = PART.value
     known = describe(x, rows, width)
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
     return GluonDescriptor(known.base, known.shape, known.strides, known.block_shape, layout)

@@ -208,6 +208,6 @@ def turn_kernel(flags, own, count):
 
 
 def pass_turn(flags, own):
-    """The flags of a map from those of the one that has its turn before it, int32: what is known of tables is copied; the first one becomes 2
-    where that map holds, so that this one does nothing, else 0."""
+    """The flags of a map from those of the one that has its turn before it, int32: what is known of tables is copied; the first one becomes
+    2 where that map holds, so that this one does nothing, else 0."""
     turn_kernel[(1,)](flags, own, own.numel(), num_warps=1)

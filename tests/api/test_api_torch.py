@@ -48,7 +48,7 @@ def arguments(sinks=None, dropout_p=0.0, length=N):
     mods = [captured(mod.traced()) for mod in (masks.causal & masks.document(DOC) & masks.sliding_window(11), relative(bias))]
     lists = [[*mods[0][at], *mods[1][at]] for at in (1, 2, 3)]
     seed = torch.tensor([7]) if dropout_p else None
-    return (*rows(length=length), sinks, seed, *lists, mods[0][0], mods[1][0], 0.3, dropout_p, True, "cpu", False)
+    return (*rows(length=length), sinks, seed, *lists, mods[0][0], mods[1][0], 0.3, dropout_p, True, "cpu", False, True)
 
 
 @pytest.mark.parametrize("case", ["plain", "sinks and dropout"])

@@ -10,9 +10,8 @@ REFUSED = {
     "another GPU": ({"head_dim": 64, "arch": 80}, "compute capability 9.0, and this GPU has 8.0"),
     "a later GPU": ({"head_dim": 64, "arch": 100}, "this GPU has 10.0"),
     "float32": ({"head_dim": 64, "dtype": "float32"}, "not float32"),
-    "great head dims": ({"head_dim": 192, "v_head_dim": 128}, "beyond 128"),
+    "great head dims": ({"head_dim": 192, "v_head_dim": 264}, "up to 256, not 264"),
     "odd head dims": ({"head_dim": 100}, "multiples of 8"),
-    "different widths": ({"head_dim": 128, "v_head_dim": 64}, "different widths"),
     "a predicate": ({"head_dim": 64, "map_form": "list", "evaluated": True}, "the predicate itself"),
     "a table at (query, key)": ({"head_dim": 64, "score": True, "heavy": True}, "table at (query, key)"),
 }
@@ -23,6 +22,10 @@ MADE = [
     {"head_dim": 128, "map_form": "list", "pieces": 3, "runs": "hold", "score": True},
     {"head_dim": 40, "map_form": "list", "crossed": True, "schedule": "stride"},
     {"head_dim": 128, "map_form": "list", "bits": True, "runs": "hold", "score": True},
+    {"head_dim": 64, "map_form": "range", "pieces": 3},
+    {"head_dim": 256, "map_form": "list", "crossed": True},
+    {"head_dim": 192, "v_head_dim": 128, "map_form": "range", "pieces": 1, "score": True},
+    *({"head_dim": d, "v_head_dim": v, "score": True} for d in (64, 128, 192, 256) for v in (64, 128, 192, 256)),
 ]
 
 
@@ -51,10 +54,29 @@ def test_a_plan_reads_as_a_sentence():
     assert "list map, bits of partial tiles, tiles 128x128" in str(plan_hopper(128, map_form="list", bits=True))
 
 
-def test_narrow_heads_are_padded_to_what_tma_swizzles():
+def test_heads_are_padded_to_what_tma_swizzles():
     plan = plan_hopper(40, 8)
     assert (plan.padded_dim, plan.padded_v_dim) == (64, 64)
     assert plan_hopper(72, 128).padded_dim == 128
+    assert plan_hopper(136, 200).padded_dim == 192 and plan_hopper(136, 200).padded_v_dim == 256
+
+
+@pytest.mark.parametrize(
+    "dims, parts, tiles",
+    [((256, 256), (1, 1), "128x64"), ((192, 192), (3, 3), "128x64"), ((192, 128), (3, 2), "128x128"), ((128, 256), (1, 2), "128x64")],
+)
+def test_wide_heads_are_multiplied_in_parts_and_nothing_is_padded_to_a_power_of_two(dims, parts, tiles):
+    plan = plan_hopper(*dims)
+    assert plan.wide and (plan.padded_dim, plan.padded_v_dim) == dims
+    assert (plan.padded_dim // plan.part, plan.padded_v_dim // plan.part) == parts
+    assert f"tiles {tiles}" in str(plan) and plan.q_stages == 1
+
+
+def test_tiles_of_keys_are_as_many_as_fit():
+    assert plan_hopper(128, 64).stages == 3 and not plan_hopper(128, 64).wide
+    assert plan_hopper(256, 128).stages == 3
+    with pytest.raises(ValueError, match="use fewer stages"):
+        replace(plan_hopper(256, 128), stages=4)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +91,11 @@ def test_narrow_heads_are_padded_to_what_tma_swizzles():
         ({"map_form": "list", "bits": True}, "or read bits"),
         ({"map_form": "list", "crossed": True}, "either with intervals of the rows"),
         ({"stages": 9}, "use fewer stages or smaller tiles"),
-        ({"v_head_dim": 64}, "both up to 64, or both above"),
+        ({"v_head_dim": 256, "stages": 1}, "about 264 registers a thread are needed of 232: use smaller tiles of keys"),
+        ({"block_q": 192, "stages": 1, "q_stages": 1}, "the warpgroups would take 94208 registers of 65536"),
+        ({"block_q": 192, "stages": 1, "q_stages": 1, "consumer_registers": 160, "producer_registers": 32}, "about 192 registers"),
+        ({"producer_registers": 44}, "24 to 248 registers in steps of 8, not 232 or 44"),
+        ({"head_dim": 264}, "head dims from 1 to 256, not 264"),
     ],
 )
 def test_impossible_plans_are_not_made(change, message):

@@ -14,6 +14,8 @@ SERVED = [
     {"head_dim": 8, "map_form": "list", "crossed": True, "runs": "fail"},
     {"head_dim": 64, "map_form": "list", "bits": True, "runs": "hold"},
     {"head_dim": 128, "map_form": "list", "bits": True},
+    {"head_dim": 128, "map_form": "range", "pieces": 1, "score": True},
+    {"head_dim": 64, "heavy": True},
 ]
 
 
@@ -46,6 +48,7 @@ def test_a_plan_says_what_its_kernel_does():
     assert "1 interval a row from the first place" in str(plan_hopper_backward(64, map_form="list", crossed=True, starts=False))
     assert "list map, bits of partial tiles, tiles" in str(plan_hopper_backward(64, map_form="list", bits=True))
     assert "no mask" in str(plan_hopper_backward(64))
+    assert "no mask, score mod, tiles" in str(plan_hopper_backward(64, score=True))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,7 @@ def test_a_plan_says_what_its_kernel_does():
         ({"head_dim": 192}, "up to 128"),
         ({"head_dim": 128, "v_head_dim": 64}, "two different widths"),
         ({"head_dim": 100}, "16 bytes"),
-        ({"head_dim": 128, "score": True}, "score mod"),
+        ({"head_dim": 128, "score": True, "heavy": True}, "reads a table at (query, key)"),
         ({"head_dim": 128, "map_form": "list"}, "predicate"),
         ({"head_dim": 128, "map_form": "list", "pieces": 1, "evaluated": True}, "predicate"),
         ({"head_dim": 128, "map_form": "list", "bits": True, "evaluated": True}, "predicate"),
@@ -71,7 +74,7 @@ def test_a_refusal_gives_its_reason(wanted, reason):
 @pytest.mark.parametrize(
     "change",
     [{"map_form": "tree"}, {"map_form": "none"}, {"pieces": 0}, {"pieces": 4}, {"crossed": True}, {"runs": "sometimes"}, {"block_q": 32},
-     {"v_head_dim": 64}, {"score": True}, {"stages": 1}, {"dtype": "float32"}, {"map_form": "range", "pieces": 0, "crossed": True},
+     {"v_head_dim": 64}, {"stages": 1}, {"dtype": "float32"}, {"map_form": "range", "pieces": 0, "crossed": True},
      {"bits": True}, {"pieces": 0, "bits": True, "crossed": True}, {"pieces": 0, "bits": True, "map_form": "range"}],
 )  # fmt: skip
 def test_contradictory_plans_are_refused(change):

@@ -14,8 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexmask.ir import Env, evaluate, parse, simplify
+from flexmask.lowering import CaptureSpec, TensorSpec, emit_column
 from flexmask.lowering.plan_hopper_backward import HopperBackwardPlan, plan_hopper_backward
 from flexmask.templates.assemble_hopper_backward import assemble_hopper_backward
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score mod as text that `parse` reads; for each of its tables the indices that it is read by, of "bhqk", or "kinds": three kinds of
+    tokens, or "special": some of them; and what is meant, where the text has no value at pairs that are not kept."""
+
+    text: str
+    tables: tuple[str, ...] = ()
+    meant: str = ""
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,7 @@ class Case:
     entries: int = 0  # batch entries of keys and values, if not as many as of queries
     # "order": block columns are begun in another order; "transposed": tensors are [B, N, H, D] in memory; "low": all scores are
     given: tuple[str, ...] = ()
+    score: Score | None = None
 
 
 def causal(b, h, q, k):
@@ -74,6 +87,10 @@ def scattered_own(b, h, q, k):
     return scattered(b, h + 7 * b, q, k + 256 * (h + b)) & ((h + b) % 3 > 0)
 
 
+SLOPES = Score("score + t0[h] * (kv_idx - q_idx)", ("h",))
+BY_BATCH = Score("score - t0[b, h] * abs(kv_idx - q_idx)", ("bh",))
+BIAS = Score("score + t0[b, h, kv_idx]", ("bhk",))
+CAP = Score("2.0 * tanh(score / 2.0)")
 LIST: dict[str, Any] = {"map_form": "list"}
 RANGE: dict[str, Any] = {"map_form": "range", "pieces": 1}
 CROSSED: dict[str, Any] = {**LIST, "crossed": True}
@@ -110,6 +127,44 @@ CASES: dict[str, Case] = {
     "bits hold": Case({"head_dim": 64, **BITS, "runs": "hold"}, scattered),
     "holds": Case({"head_dim": 64, **RANGE, "runs": "hold"}, causal),
     "fails": Case({"head_dim": 64, **RANGE, "runs": "fail"}, causal),
+    "slopes": Case({"head_dim": 128, **RANGE}, causal, (1, 4, 2, 200, 220), score=SLOPES),
+    "slopes, narrow": Case({"head_dim": 64}, sizes=(2, 2, 1, 129, 260), score=SLOPES),
+    "slopes, one batch entry of keys": Case({"head_dim": 64, **RANGE}, causal, (2, 4, 2, 140, 140), 1, score=BY_BATCH),
+    "slopes, low scores": Case({"head_dim": 128}, given=("low",), score=SLOPES),
+    "bias by key": Case({"head_dim": 128, **LIST, "pieces": 2}, two, (1, 2, 1, 500, 500), score=BIAS),
+    "bias by key, narrow": Case({"head_dim": 64, **LIST, "pieces": 1, "runs": "hold"}, own, (2, 2, 1, 250, 200), score=BIAS),
+    "soft-cap": Case({"head_dim": 128, **RANGE}, causal, given=("order",), score=CAP),
+    "soft-cap, bits": Case({"head_dim": 128, **BITS}, scattered, (1, 2, 1, 300, 420), score=CAP),
+    "soft-cap, bits, narrow": Case({"head_dim": 64, **BITS}, scattered_own, (2, 4, 2, 150, 140), score=CAP),
+    "soft-cap, crossed": Case({"head_dim": 64, **CROSSED, "dtype": "float16"}, reach, (1, 2, 1, 300, 290), score=CAP),
+    "soft-cap, crossed, from the first key": Case({"head_dim": 128, **CROSSED, "starts": False}, upto, (1, 1, 1, 200, 300), score=CAP),
+    "head gate": Case({"head_dim": 64, **LIST, "pieces": 3}, gapped, (1, 2, 1, 500, 450), score=Score("score * t0[h]", ("h",))),
+    "gates of queries": Case({"head_dim": 128, **BITS}, scattered, (1, 2, 1, 200, 140), score=Score("score * t0[h, q_idx]", ("hq",))),
+    "more for later queries": Case(
+        {"head_dim": 64, **RANGE},
+        causal,
+        score=Score("score * max(log(float32(q_idx + 1)) * 0.3, 1.0) + t0[q_idx] * t1[kv_idx]", ("q", "k")),
+    ),
+    "kinds of tokens": Case(
+        {"head_dim": 72, "v_head_dim": 104, **CROSSED},
+        reach,
+        score=Score("where((t0[q_idx] == t0[kv_idx]) | t1[q_idx], score, 0.5 * score)", ("kinds", "special")),
+    ),
+    "a score that masks": Case({"head_dim": 128}, score=Score("where(kv_idx < q_idx - 10, score, -inf)")),
+    "a score without products": Case({"head_dim": 64}, sizes=(1, 2, 1, 100, 100), score=Score("t0[h, kv_idx]", ("hk",))),
+    "a slope without end where nothing is kept": Case(
+        {"head_dim": 128, **RANGE}, lambda b, h, q, k: (k > 0) & (k <= q + 1), score=Score("score / kv_idx", meant="score / max(kv_idx, 1)")
+    ),
+    "a slope without end where no bits are": Case(
+        {"head_dim": 64, **BITS}, lambda b, h, q, k: (k > 0) & (q % 3 < 2), score=Score("score / kv_idx", meant="score / max(kv_idx, 1)")
+    ),
+    "no number after the last query": Case({"head_dim": 128}, score=Score("score / (200 - q_idx)")),
+    "no number after the last query, bits": Case(
+        {"head_dim": 64, **BITS}, lambda b, h, q, k: k < q + 300, score=Score("score / (200 - q_idx)")
+    ),
+    "no number after the last query, narrow": Case(
+        {"head_dim": 64, **LIST, "pieces": 1}, lambda b, h, q, k: k < q + 300, score=Score("score / (200 - q_idx)")
+    ),
 }
 
 
@@ -191,16 +246,23 @@ def column_map(plan: HopperBackwardPlan, keep: Tensor | None) -> dict[str, Tenso
     return {**given, **dict(zip(names, bounds, strict=True))}
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, keep: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+def dense(
+    q: Tensor, k: Tensor, v: Tensor, dout: Tensor, keep: Tensor | None, scale: float, score: Score | None, tables: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
     """(out, lse, gradients of q, k and v) of dense attention in float32."""
     leaves = [x.detach().float().requires_grad_() for x in (q, k, v)]
     keys, values = (x.repeat_interleave(q.shape[1] // k.shape[1], 1).expand(q.shape[0], -1, -1, -1) for x in leaves[1:])
     scores = leaves[0] @ keys.mT * scale
+    if score is not None:
+        places = {name: torch.arange(n, device=q.device).view(-1, *(1,) * i) for name, n, i in
+                  zip(("b", "h", "q_idx", "kv_idx"), scores.shape, (3, 2, 1, 0), strict=True)}  # fmt: skip
+        changed = evaluate(expression(score, score.meant), Env({**places, "score": scores}, tables))
+        scores = changed.expand(scores.shape)
     if keep is not None:
         scores = scores.masked_fill(~keep, float("-inf"))
     lse = scores.logsumexp(-1)
     out = (scores - lse.nan_to_num(neginf=0.0)[..., None]).exp() @ values
-    return out.detach().to(q.dtype), lse.detach(), torch.autograd.grad(out, leaves, dout.float())
+    return out.detach().to(q.dtype), lse.detach(), torch.autograd.grad(out, leaves, dout.float(), materialize_grads=True)
 
 
 def tensors(case: Case, plan: HopperBackwardPlan, device: str) -> list[Tensor]:
@@ -216,6 +278,40 @@ def tensors(case: Case, plan: HopperBackwardPlan, device: str) -> list[Tensor]:
     return made
 
 
+def expression(score: Score, text: str = "") -> Any:
+    return simplify(parse(text or score.text, [{"kinds": "int", "special": "bool"}.get(indices, "float") for indices in score.tables]))
+
+
+def tables_of(case: Case, device: str) -> list[Tensor]:
+    """The tables of the score mod."""
+    batch, heads, _, q_len, kv_len = case.sizes
+    sizes, made = {"b": batch, "h": heads, "q": q_len, "k": kv_len}, []
+    for indices in case.score.tables if case.score else ():
+        if indices == "kinds":
+            made.append(torch.randint(3, (max(q_len, kv_len),), device=device))
+        elif indices == "special":
+            made.append(torch.rand(max(q_len, kv_len), device=device) < 0.2)
+        else:  # gates above 0, and slopes that leave distant keys some probability
+            made.append(torch.rand([sizes[i] for i in indices], device=device) * (0.02 if indices in ("h", "bh") else 1.0) + 0.01)
+    return made
+
+
+def source_of(case: Case) -> str:
+    """The file of a case's kernel."""
+    plan = plan_of(case)
+    if case.score is None:
+        return assemble_hopper_backward(plan)
+    dtypes = {"kinds": (1, "int64"), "special": (1, "bool")}
+    spec = CaptureSpec(tuple(TensorSpec(name, *dtypes.get(name, (len(name), "float32"))) for name in case.score.tables))
+    return assemble_hopper_backward(plan, emit_column("score", expression(case.score), spec), [f"score {case.score.text}"])
+
+
+def plan_of(case: Case) -> HopperBackwardPlan:
+    plan = plan_hopper_backward(**case.plan, score=case.score is not None)
+    assert isinstance(plan, HopperBackwardPlan), plan
+    return plan
+
+
 def mask_of(case: Case, device: str) -> Tensor | None:
     """bool [B or 1, H or 1, Q, KV]."""
     if case.keeps is None:
@@ -226,27 +322,26 @@ def mask_of(case: Case, device: str) -> Tensor | None:
     return keep.view(*(1,) * (4 - keep.dim()), *keep.shape)
 
 
-def load_module(plan: HopperBackwardPlan) -> Any:
+def load_module(case: Case) -> Any:
     from flexmask.runtime.launch import load
 
     path = Path(tempfile.mkdtemp()) / "kernel.py"
-    path.write_text(assemble_hopper_backward(plan))
+    path.write_text(source_of(case))
     return load(path)
 
 
-def run(case: Case, device: str = "cuda", loaded: Callable[[HopperBackwardPlan], Any] = load_module) -> str:
-    """What is wrong with the gradients of a plan's kernel, `loaded` as a module; "" if nothing."""
+def run(case: Case, device: str = "cuda", loaded: Callable[[Case], Any] = load_module) -> str:
+    """What is wrong with the gradients of a case's kernel, `loaded` as a module; "" if nothing."""
     torch.manual_seed(0)
-    plan = plan_hopper_backward(**case.plan)
-    assert isinstance(plan, HopperBackwardPlan), plan
-    module, (q, k, v, dout), keep = loaded(plan), tensors(case, plan, device), mask_of(case, device)
-    scale, given = plan.head_dim**-0.5, column_map(plan, keep)
+    plan = plan_of(case)
+    module, (q, k, v, dout), keep = loaded(case), tensors(case, plan, device), mask_of(case, device)
+    scale, given, tables = plan.head_dim**-0.5, column_map(plan, keep), tables_of(case, device)
     if "order" in case.given:
         given["order"] = torch.arange(-(-k.shape[2] // plan.block_kv), dtype=torch.int32, device=device).flip(0).contiguous()
-    out, lse, wanted = dense(q, k, v, dout, keep, scale)
+    out, lse, wanted = dense(q, k, v, dout, keep, scale, case.score, tables)
     if plan.runs != "always":
         given["broken"] = torch.full((1,), int(plan.runs == "fail"), dtype=torch.int32, device=device)
-    terms = module.row_terms(out, lse, dout)
+    terms, given["score_captures"] = module.row_terms(out, lse, dout), module.pack(tables, [])
     found = module.backward(q, k, v, dout, terms, scale, **given)
     wrong = compare(found, wanted)
     if plan.runs != "always" and not wrong:
@@ -260,7 +355,7 @@ def run(case: Case, device: str = "cuda", loaded: Callable[[HopperBackwardPlan],
 def compare(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> str:
     """Which gradients are further off than rounding explains."""
     for name, x, y in zip(("dq", "dk", "dv"), found, wanted, strict=True):
-        off = float((x.float() - y).norm() / y.norm())
+        off = float((x.float() - y).norm() / y.norm().clamp(min=1e-6))
         if not off < 1.5e-2:
             return f"{name} is off by {off:.2g}"
     return ""

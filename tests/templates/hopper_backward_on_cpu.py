@@ -14,13 +14,10 @@ import hopper_backward_cases as cases
 import hopper_on_cpu as cpu
 import torch
 
-from flexmask.lowering.plan_hopper_backward import HopperBackwardPlan
-from flexmask.templates.assemble_hopper_backward import assemble_hopper_backward
-
 ADDING = threading.Lock()
 
 
-def part_of(shared: cpu.Shared, start: int, length: int, dim: int) -> cpu.Shared:
+def part_of(shared: cpu.Shared, start: int, length: int, dim: int = 0) -> cpu.Shared:
     return cpu.Shared(shared.data.narrow(dim, start, length))
 
 
@@ -58,17 +55,28 @@ def await_products(number: int, deps: list[Product]) -> Any:
     return found if len(found) > 1 else found[0]
 
 
-def loaded(plan: HopperBackwardPlan, change: tuple[str, str] = ("", "")) -> Any:
+def allocate(dtype: torch.dtype, shape: Any, layout: Any, value: torch.Tensor | None = None) -> cpu.Shared:
+    made = cpu.allocate(dtype, shape, layout)
+    if value is not None:
+        made.store(value)
+    return made
+
+
+def loaded(case: cases.Case, change: tuple[str, str] = ("", "")) -> Any:
     """The generated module, with its Gluon kernel run here; after a change of its text."""
     cpu.Shared.slice = part_of  # type: ignore[attr-defined]
     cpu.gl.shared_memory_descriptor = SimpleNamespace(reinterpret=lambda x, dtype, shape, layout: cpu.Shared(x.data.view(*shape)))
     cpu.gl.split = lambda x: (x[..., 0], x[..., 1])
+    cpu.gl.join = lambda x, y: torch.stack([x, y], -1)
+    cpu.gl.permute = lambda x, order: x.permute(order)
+    cpu.gl.div_rn = lambda x, y: x / y
+    cpu.gl.allocate_shared_memory = allocate
     cpu.Shared.dtype = property(lambda shared: shared.data.dtype)  # type: ignore[attr-defined]
     cpu.Pointer.to = lambda pointer, dtype: pointer  # type: ignore[attr-defined]
     cpu.gl.inline_asm_elementwise = asm
-    cpu.NAMES.update(warpgroup_mma=multiply, warpgroup_mma_wait=await_products)
-    module: Any = cases.load_module(plan)
-    source = assemble_hopper_backward(plan)
+    cpu.NAMES.update(tl=cpu.triton.language, warpgroup_mma=multiply, warpgroup_mma_wait=await_products)
+    module: Any = cases.load_module(case)
+    source = cases.source_of(case)
     assert change[0] in source, change
     source = source.replace(*change, 1).replace("@triton.jit", "@gluon.jit").replace("tl.constexpr", "gl.constexpr")
     module.attention_backward, module.TensorDescriptor = cpu.loaded(source).attention_backward, cpu.Descriptor
@@ -84,7 +92,7 @@ MISTAKES = {
     ),
     "half of the bytes expected": ("causal", ("BLOCK_Q * PADDED_DIM * 2", "BLOCK_Q * PADDED_DIM")),
     "one place for the ds of all steps": ("causal", ("ds_slot = it & 1", "ds_slot = it * 0 + WG")),
-    "no end of the records": ("causal", ("send_record(bufs, bars, slot, 0, 0, NO_MORE, 0)", "pass")),
+    "no end of the records": ("causal", ("send_record(bufs, bars, slot, 0, 0, NO_MORE, 0, 0, 0)", "pass")),
     "a list that is read beyond its end": ("two", ("mask=j < steps, other=0", "mask=j < steps + 99, other=0")),
     "a block row of another head": ("a mask for each head", ("h * stride_mh + n", "n")),
     "bounds of another head": ("a mask for each head", ("lead = b * stride_ib + h * stride_ih", "lead = b * stride_ib")),
@@ -94,6 +102,14 @@ MISTAKES = {
     "bits of the other keys": ("bits", ("FLAT).index(WG)", "FLAT).index(1 - WG)")),
     "a FULL tile whose last keys do not exist": ("bits, low scores", ("exists = gl.where(kv0", "exists = gl.where(0 * kv0")),
     "a column without bits keeps something": ("bits", ("other=NOTHING", "other=ALL")),
+    "a score of another head": ("slopes", ("h = field(record, 5, REC)", "h = field(record, 4, REC)")),
+    "a score of other queries": ("slopes", ("(start + FIRST + gl", "(start + gl")),
+    "a score of other keys": ("bias by key", ("afresh(kv0) + gl.arange(0, 64, gl.SliceLayout(1, PART))", "gl.arange(0, 64, None)")),
+    "a derivative that is left out": ("head gate", ("p * slope, 0.0)", "p, 0.0)")),
+    "a mask of other columns": ("soft-cap", ("words >> (FIRST // 4)", "words")),
+    "a slope that is not masked": ("a slope without end where nothing is kept", ("gl.where(keep, p * slope, 0.0)", "p * slope")),
+    "queries beyond the last in a FULL tile": ("no number after the last query", ("full & ((m + 1) * BLOCK_Q <= q_len)", "full")),
+    "values of other queries": ("gates of queries", ("q_idx = field(record, 0, REC) + gl", "q_idx = gl")),
     "a column that keeps nothing takes no step": ("a mask for each head, alone", ("(it + steps == 0), 1", "(it + steps == 0), 0")),
 }  # fmt: skip
 
@@ -101,7 +117,7 @@ MISTAKES = {
 def noticed(name: str, change: tuple[str, str]) -> str:
     """What is wrong with a case whose kernel's text is changed."""
     try:
-        return cases.run(cases.CASES[name], "cpu", lambda plan: loaded(plan, change))
+        return cases.run(cases.CASES[name], "cpu", lambda case: loaded(case, change))
     except (cpu.Hang, AssertionError, threading.BrokenBarrierError) as error:
         return repr(error)
 

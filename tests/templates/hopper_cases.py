@@ -132,6 +132,25 @@ CASES: dict[str, Case] = {
     "bits that do not hold": Case({"head_dim": 64, **BITS, "runs": "hold"}, None, kept=scattered, given=("broken 2", "order")),
     "fails": Case({"head_dim": 64, **RANGE, "runs": "fail"}, causal, given=("broken 1",)),
     "failed, and another kernel has done it": Case({"head_dim": 64, **RANGE, "runs": "fail"}, causal, given=("broken 2",)),
+    "256": Case({"head_dim": 256}, sizes=(2, 2, 1, 200, 300), given=("sinks", "peaks")),
+    "256, causal": Case({"head_dim": 256, **RANGE, "starts": False}, causal, (1, 4, 2, 300, 200)),
+    "256, two": Case({"head_dim": 248, "v_head_dim": 256, **LIST, "pieces": 2}, two, (1, 2, 1, 400, 400)),
+    "256, bits": Case({"head_dim": 256, "dtype": "float16", **BITS}, None, (1, 2, 1, 300, 350), kept=scattered, given=("sinks", "peaks")),
+    "256, crossed": Case({"head_dim": 256, **LIST, "crossed": True}, evicted, (1, 2, 1, 500, 520)),
+    "256, slopes": Case({"head_dim": 256, **RANGE, "score": True}, causal, score="slopes"),
+    "192, window": Case({"head_dim": 192, **RANGE}, window, (1, 2, 1, 500, 450)),
+    "160, three": Case({"head_dim": 160, **LIST, "pieces": 3}, three, (1, 2, 1, 400, 600)),
+    "192/128": Case({"head_dim": 192, "v_head_dim": 128}, sizes=(1, 2, 2, 1, 300), given=("peaks",)),
+    "192/128, causal": Case({"head_dim": 192, "v_head_dim": 128, **RANGE, "starts": False}, causal, (2, 2, 1, 400, 400), given=("order",)),
+    "192/128, bits": Case({"head_dim": 192, "v_head_dim": 128, **BITS}, None, (1, 2, 1, 500, 460), kept=scattered),
+    "192/128, crossed": Case({"head_dim": 192, "v_head_dim": 128, **LIST, "crossed": True}, evicted, (1, 2, 1, 300, 520)),
+    "192/128, two tiles of queries": Case(
+        {"head_dim": 192, "v_head_dim": 128, **RANGE}, window, (1, 4, 1, 300, 250), {"block_kv": 64, "q_stages": 2}
+    ),
+    "128/256": Case({"head_dim": 128, "v_head_dim": 256, **RANGE, "schedule": "grid"}, window, (1, 2, 1, 300, 300)),
+    "64/192": Case({"head_dim": 64, "v_head_dim": 192, **RANGE, "schedule": "stride"}, window, (1, 4, 1, 300, 300)),
+    "128/64": Case({"head_dim": 128, "v_head_dim": 64, **RANGE}, window, (1, 2, 1, 300, 300)),
+    "64/128": Case({"head_dim": 48, "v_head_dim": 96, **BITS}, None, (1, 2, 1, 300, 300), kept=scattered),
     "softcap": Case({"head_dim": 64, **RANGE, "score": True}, causal, score="softcap"),
     "slopes": Case({"head_dim": 64, "score": True}, score="slopes", given=("sinks", "peaks")),
     "gate": Case({"head_dim": 64, **LIST, "pieces": 2, "score": True}, two, (1, 2, 2, 500, 500), score="gate"),
@@ -169,9 +188,9 @@ def plan_of(case: Case) -> HopperPlan:
     return replace(plan, **case.change)
 
 
-def source_of(case: Case) -> str:
+def source_of(case: Case, plan: HopperPlan | None = None) -> str:
     text = emit_function(case.score, SCORES[case.score][0], SCORES[case.score][1], "score") if case.score else None
-    return assemble_hopper(plan_of(case), text, [case.score] if case.score else [])
+    return assemble_hopper(plan or plan_of(case), text, [case.score] if case.score else [])
 
 
 def intervals_of(case: Case, crossed: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from hopper_cases import BITS, LIST, RANGE, Case, plan_of, source_of, tables_of
+from hopper_cases import BITS, LIST, RANGE, Case, Given, plan_of, source_of, tables_of
+
+from flexmask.lowering.plan_hopper import HopperPlan
+from flexmask.templates import offline
 
 CASES: dict[str, Case] = {
     "full": Case({"head_dim": 128}),
@@ -24,30 +29,53 @@ CASES: dict[str, Case] = {
     "bits": Case({"head_dim": 128, **BITS, "runs": "hold"}),
     "bits, score": Case({"head_dim": 128, "dtype": "float16", **BITS, "score": True}, score="softcap"),
     "gate": Case({"head_dim": 128, **RANGE, "score": True}, score="gate"),
+    "other widths": Case({"head_dim": 64, "v_head_dim": 128, **RANGE}),
+    "256, extras": Case({"head_dim": 256, **RANGE}, given=("extras",)),
+    "256, three intervals": Case({"head_dim": 256, "dtype": "float16", **LIST, "pieces": 3}),
+    "256, crossed": Case({"head_dim": 256, **LIST, "crossed": True}),
+    "256, bits, score": Case({"head_dim": 256, **BITS, "score": True}, score="softcap"),
+    "256, gate": Case({"head_dim": 256, **RANGE, "score": True}, score="gate"),
+    "192": Case({"head_dim": 192, **LIST, "pieces": 2}),
+    "192, bits": Case({"head_dim": 192, **BITS}),
+    "192/128": Case({"head_dim": 192, "v_head_dim": 128}),
+    "192/128, extras": Case({"head_dim": 192, "v_head_dim": 128, **LIST, "pieces": 3}, given=("extras",)),
+    "192/128, gate": Case({"head_dim": 192, "v_head_dim": 128, **RANGE, "score": True}, score="gate"),
+    "128/256": Case({"head_dim": 128, "v_head_dim": 256, **RANGE}),
+}  # fmt: skip
+# with as few registers as a plan may have, and with fewer
+LEAST: Given = {"consumer_registers": 216, "producer_registers": 40}
+LIMITS: dict[str, Case] = {
+    "at the limit": Case({"head_dim": 256, **RANGE, "starts": False}, change=LEAST),
+    "at the limit, crossed": Case({"head_dim": 256, **LIST, "crossed": True}, change=LEAST),
+    "beyond it": Case({"head_dim": 256, **LIST, "pieces": 3}, change={**LEAST, "consumer_registers": 200}, given=("unchecked",)),
+    "beyond it, score": Case(
+        {"head_dim": 128, **RANGE, "score": True}, change={"consumer_registers": 192}, given=("unchecked",), score="gate"
+    ),
+    "far beyond it": Case({"head_dim": 64, "v_head_dim": 256, **RANGE}, change={"block_kv": 128, "stages": 1}, given=("unchecked",)),
 }  # fmt: skip
 
 
-# the others take half a minute
+# the others take minutes
 ALWAYS = ("causal, extras", "bits")
 
 
 def main(names: list[str]) -> None:
     from flexmask.runtime.launch import load as load_module
-    from flexmask.templates.offline import LENGTH, compile_hopper_offline
 
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(names or CASES):
-            case = CASES[name]
-            plan = plan_of(case)
+            case = (CASES | LIMITS)[name]
+            with mock.patch.object(HopperPlan, "registers", lambda plan: 0) if "unchecked" in case.given else nullcontext():
+                plan = plan_of(case)
             path = Path(folder) / f"kernel_{number}.py"
-            path.write_text(source_of(case))
+            path.write_text(source_of(case, plan))
             extras: dict[str, Any] = {}
-            if case.given:
-                order = torch.zeros(-(-LENGTH // plan.block_q), dtype=torch.int32)
-                extras = {"sinks": torch.zeros(4), "peaks": torch.zeros(2, 4, LENGTH), "order": order}
-            tables = (tables_of(case.score, 4, LENGTH, LENGTH), ())
-            results[name] = asdict(compile_hopper_offline(load_module(path), plan, tables, extras))
+            if "extras" in case.given:
+                order = torch.zeros(-(-offline.LENGTH // plan.block_q), dtype=torch.int32)
+                extras = {"sinks": torch.zeros(4), "peaks": torch.zeros(2, 4, offline.LENGTH), "order": order}
+            tables = (tables_of(case.score, 4, offline.LENGTH, offline.LENGTH), ())
+            results[name] = asdict(offline.compile_hopper_offline(load_module(path), plan, tables, extras))
     json.dump(results, sys.stdout)
 
 

@@ -14,7 +14,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
@@ -158,7 +158,9 @@ def change(barrier: Barrier, arrivals: int, size: int, waiting: Waiting) -> None
         waiting.changed.notify_all()
 
 
-def wait(place: Shared, phase: Any) -> None:
+def wait(place: Shared, phase: Any, pred: Any = True) -> None:
+    if not pred:
+        return
     barrier, waiting = barrier_at(place), HERE.program.waiting
     with waiting.changed:
         waiting.until(lambda: barrier.phase != int(phase), "a wait for a phase that does not end")
@@ -167,6 +169,9 @@ def wait(place: Shared, phase: Any) -> None:
 def asm(text: str, constraints: str, args: list[Any], dtype: Any, is_pure: bool, pack: int) -> Any:
     if text.startswith("cvt"):
         return args[0].to(dtype)
+    if "@p st.shared" in text:
+        assert not bool((args[0] < 0).any()), "a store that was to happen never"
+        return args[0]
     kind, number, threads = re.match(r"bar\.(\w+) (\d+), (\d+)", text).groups()  # type: ignore[union-attr]
     waiting = HERE.program.waiting
     with waiting.changed:
@@ -217,21 +222,36 @@ def tma_load(source: Descriptor, at: list[Any], full: Shared, target: Shared) ->
 
 
 def tma_store(target: Descriptor, at: list[Any], source: Shared) -> None:
+    """Leaves after a while, or when it is waited for."""
     part, place = target.parts(at)
-    part.copy_(source.data[place])
+
+    def leave() -> None:
+        time.sleep(random.random() * 2e-3)
+        part.copy_(source.data[place])
+
+    thread = threading.Thread(target=leave)
+    HERE.leaving.append(thread)
+    thread.start()
+
+
+def store_wait(pending: int) -> None:
+    while len(HERE.leaving) > pending:
+        HERE.leaving.pop(0).join()
 
 
 class Product:
-    """A product in flight: its operands must stay as they are until it has been waited for."""
+    """A product in flight: its operands must stay as they are until it has been waited for. It may add to another one in flight."""
 
-    def __init__(self, a: Any, b: Shared, start: torch.Tensor, use_acc: bool):
+    def __init__(self, a: Any, b: Shared, start: torch.Tensor | Product, use_acc: bool):
         self.operands = a, b, start, use_acc
         self.early = self.value()
 
     def value(self) -> torch.Tensor:
         a, b, start, use_acc = self.operands
         product = (a.data if isinstance(a, Shared) else a).float() @ b.data.float()
-        return start + product if use_acc else product
+        if not use_acc:
+            return product
+        return product + (start.value() if isinstance(start, Product) else start)
 
     def done(self) -> torch.Tensor:
         found = self.value()
@@ -239,24 +259,28 @@ class Product:
         return found
 
 
-def multiply(a: Any, b: Shared, acc: torch.Tensor, use_acc: bool = True, is_async: bool = True) -> Product:
-    assert isinstance(acc, torch.Tensor), "an accumulator that is still in flight"
-    return Product(a, b, acc, use_acc)
+def multiply(a: Any, b: Shared, acc: torch.Tensor | Product, use_acc: bool = True, is_async: bool = True) -> Product:
+    product = Product(a, b, acc, use_acc)
+    HERE.flying.append(product)
+    return product
 
 
-def await_products(number: int, deps: list[Product]) -> torch.Tensor:
-    (product,) = deps
-    return product.done()
+def await_products(number: int, deps: Sequence[Product]) -> Any:
+    HERE.flying = HERE.flying[-number:] if number else []
+    assert not any(product in HERE.flying for product in deps), "a product that may still be in flight"
+    found = tuple(product.done() for product in deps)
+    return found[0] if len(found) == 1 else found
 
 
 def specialise(parts: list[Any], warps: list[int], registers: list[int]) -> None:
     program = HERE.program
 
     def work(function: Callable[..., None], args: tuple[Any, ...]) -> None:
-        HERE.program = program
+        HERE.program, HERE.flying, HERE.leaving = program, [], []
         torch.set_num_threads(1)
         try:
             function(*args)
+            assert not HERE.leaving, "output that has not left"
         except BaseException as error:
             with program.waiting.changed:
                 program.waiting.errors.append(error)
@@ -330,15 +354,15 @@ NAMES = {
     "gl": gl, "gluon": gluon, "mbarrier": mbarrier, "fence_async_shared": lambda: None, "warpgroup_mma": multiply,
     "warpgroup_mma_wait": await_products, "GluonDescriptor": Descriptor, "TensorDescriptor": TensorDescriptor, "torch": torch,
     "triton": triton, "lru_cache": lru_cache,
-    "tma": SimpleNamespace(async_load=tma_load, async_store=tma_store, store_wait=lambda pending: None),
+    "tma": SimpleNamespace(async_load=tma_load, async_store=tma_store, store_wait=store_wait),
 }  # fmt: skip
 
 
 def loaded(source: str) -> Any:
     """A generated file as a module whose kernel runs here."""
     text = re.sub(r"^(from|import) .*\n", "", source, flags=re.MULTILINE).replace(".type.layout", "").replace(".value", "")
-    names: dict[str, Any] = {**NAMES, "join": None}
-    exec(compile(text.replace('getattr(gl, "barrier", None) or gl.thread_barrier', "None"), "generated", "exec"), names)
+    names: dict[str, Any] = dict(NAMES)
+    exec(compile(text.replace('getattr(gl, "barrier", None) or gl.thread_barrier', "lambda: None"), "generated", "exec"), names)
     names["processors"] = lambda device: PROGRAMS
     return SimpleNamespace(**names)
 
