@@ -176,6 +176,10 @@ class Recording(TorchDispatchMode):
             return None
         if any(x is not None and numbers.get(x.data_ptr(), -1) < len(inputs) for x in results):
             return None
+        # a part of a tensor that changes has no number of its own
+        storages = {x.untyped_storage().data_ptr() for x in tensors}
+        if any(_is_part(argument, numbers, storages) for _, _, given in self.started for argument in given):
+            return None
         kept: list[torch.Tensor] = []
         return Replay(
             tuple(_Memory(tuple(x.shape), x.stride(), x.dtype, x.device, zeroed) for x, zeroed in self._taken),
@@ -183,6 +187,14 @@ class Recording(TorchDispatchMode):
             tuple(None if x is None else numbers[x.data_ptr()] for x in results),
             tuple(kept),
         )
+
+
+def _is_part(argument: Any, numbers: dict[int, int], storages: set[int]) -> bool:
+    """Whether an argument is, or describes, a tensor within another one's memory."""
+    if isinstance(argument, tuple):
+        return any(_is_part(part, numbers, storages) for part in argument)
+    known = argument if isinstance(argument, torch.Tensor) else getattr(argument, "base", None)
+    return isinstance(known, torch.Tensor) and known.data_ptr() not in numbers and known.untyped_storage().data_ptr() in storages
 
 
 def _launch(compiled: Any, grid: tuple[int, ...], given: tuple[Any, ...], numbers: dict[int, int], kept: list[torch.Tensor]) -> _Launch:

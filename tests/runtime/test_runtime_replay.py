@@ -90,6 +90,17 @@ def test_what_torch_computes_is_not_repeated(kernel):
     assert recording.replay((x,), results) is None
 
 
+@pytest.mark.parametrize("within", ["the input", "memory that was taken", "a tuple", "a descriptor"])
+def test_a_part_of_a_tensor_is_not_taken_for_a_constant(kernel, within):
+    x = torch.randn(2, 8)
+    with Recording() as recording:
+        out = torch.empty(2, 8)
+        part = (out if within == "memory that was taken" else x)[1]
+        given = {"a tuple": (part, 5), "a descriptor": Descriptor(part, [8])}.get(within, part)
+        kernel[(3,)](x, out, given)
+    assert recording.replay((x,), (out,)) is None
+
+
 def test_one_tensor_twice_says_nothing_of_two(kernel):
     x = torch.randn(2, 8)
     with Recording() as recording:
