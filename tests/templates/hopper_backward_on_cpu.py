@@ -126,7 +126,9 @@ def main(wanted: list[str]) -> None:
     torch.set_num_threads(1)
     if wanted == ["mistakes"]:
         cpu.PATIENCE = 0.3
-        json.dump({name: noticed(*mistake) for name, mistake in MISTAKES.items()}, sys.stdout)
+        # a race may come out well at times
+        attempts = {name: (noticed(*mistake) for _ in range(20)) for name, mistake in MISTAKES.items()}
+        json.dump({name: next(filter(None, found), "") for name, found in attempts.items()}, sys.stdout)
         return
     results = {}
     for name in wanted or cases.CASES:

@@ -84,11 +84,14 @@ def test_the_simulation_notices(mistake, monkeypatch):
     text = source_of(case)
     assert right in text
     module = hopper_on_cpu.loaded(text.replace(right, wrong))
+    assert any(goes_wrong(case, module) for _ in range(20))  # a race may come out well at times
+
+
+def goes_wrong(case, module):
     try:
-        found = hopper_cases.check(case, module, "cpu")
-    except (hopper_on_cpu.Hang, AssertionError) as error:
-        found = str(error)
-    assert found != ""
+        return hopper_cases.check(case, module, "cpu") != ""
+    except (hopper_on_cpu.Hang, AssertionError):
+        return True
 
 
 @pytest.fixture(scope="session", params=TRITONS, ids=lambda path: Path(path).name or "installed")
