@@ -37,12 +37,12 @@ def assemble_hopper(plan: HopperPlan, score: str | None = None, header: Sequence
     """
     if plan.score != (score is not None):
         raise ValueError(f"the plan has{' a' if plan.score else ' no'} score mod, but {'none' if score is None else 'one'} was given")
-    shared, kernel, launcher = _sections("hopper.py"), _sections("hopper_forward.py"), _sections("hopper_launcher.py")
+    shared, given, launcher = _sections("hopper.py"), _sections("hopper_forward_plan.py"), _sections("hopper_launcher.py")
     host = _sections("launcher.py")
     functions = _functions(host["functions"])
-    mods = [in_gluon(score)] if score else [kernel["mods"]]
+    mods = [in_gluon(score)] if score else [given["mods"]]
     wide = ["constants of wide plans"] * plan.wide
-    constants = "".join(kernel[title] for title in ["constants of the plan", *wide, "kernel"])
+    constants = "".join(given[title] for title in ["constants of the plan", *wide, "kernel"])
     parts = [
         _comments([*header, f"plan: {plan}"]) + "\n" + HOPPER_IMPORTS,
         shared["names"],
@@ -51,8 +51,10 @@ def assemble_hopper(plan: HopperPlan, score: str | None = None, header: Sequence
         *(in_gluon(text) for text in _helpers([score] if score else [])),
         *mods,
         *(shared[name] for name in ("barriers", "halves", "bits")),
-        *[kernel["functions of wide plans"]] * plan.wide,
-        decided(kernel["functions"], plan.wide),
+        *[_sections("hopper_forward_wide.py")["functions of wide plans"]] * plan.wide,
+        decided(_sections("hopper_forward_load.py")["the warp that loads"], plan.wide),
+        decided(_sections("hopper_forward_softmax.py")["scores"], plan.wide),
+        decided(_sections("hopper_forward.py")["functions"], plan.wide),
         host["constants"],
         *(functions[name] for name in _HOST),
         decided(launcher["functions"], plan.wide),

@@ -30,19 +30,21 @@ def assemble_hopper_backward(plan: HopperBackwardPlan, score: str | None = None,
     """
     if plan.score != (score is not None):
         raise ValueError(f"the plan has{' a' if plan.score else ' no'} score mod, but {'none' if score is None else 'one'} was given")
-    kernel, shared = _sections("hopper_backward.py"), _sections("hopper.py")
+    kernel, given, shared = _sections("hopper_backward.py"), _sections("hopper_backward_plan.py"), _sections("hopper.py")
     plain, terms = _sections("backward.py"), _functions(_sections("backward_launcher.py")["functions"])
     helpers = (_functions(_sections("forward.py")["functions"])["load_rows"], _functions(plain["functions"])["is_idle"])
     host = _functions(_sections("launcher.py")["functions"])
     parts = [
         _comments([*header, f"plan: {plan}"]) + "\n" + IMPORTS,
-        _constants(kernel["constants of the plan"], plan) + kernel["kernel"].rstrip("\n") + "\n" + shared["names"],
+        _constants(given["constants of the plan"], plan) + given["kernel"].rstrip("\n") + "\n" + shared["names"],
         *([shared["numbers"]] if score else []),
         *(in_gluon(text) for text in _helpers([score] if score else [])),
-        in_gluon(score) if score else kernel["mods"],
+        in_gluon(score) if score else given["mods"],
         *(shared[name] for name in ("barriers", "halves", "bits")),
         *helpers,
-        *(kernel[name] for name in ("functions", "the warp that fetches", "the warpgroups that multiply", "start", "dq")),
+        _sections("hopper_backward_load.py")["the warp that fetches"],
+        _sections("hopper_backward_weigh.py")["probabilities"],
+        *(kernel[name] for name in ("the warpgroups that multiply", "start", "dq")),
         plain["row terms"],
         _sections("launcher.py")["constants"].rstrip("\n") + "\n" + _sections("backward_launcher.py")["constants"],
         *(host[name] for name in _HOST),

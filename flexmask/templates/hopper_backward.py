@@ -8,10 +8,12 @@ with p and ds as operands in registers, hands its ds to the other through shared
 added to a float32 buffer, four neighbouring registers at a time: the buffer lies in the order of the registers, and `gather_queries` reads
 it back as rows. So runs may differ in the last bits of dq.
 
-Whoever fetches walks the map and leaves a record beside each block row: where it begins, which tile of the buffer its dq is added to, what
-to do with it, and which entry of the tables of intervals, or which pattern of bits, is meant. Every program takes at least one step, as
-products that may be skipped are not made side by side: a column that keeps nothing masks one block row away. Bits come by TMA too.
-The constants and the functions under "mods" are replaced by `assemble_hopper_backward`, which copies everything else as it stands.
+Whoever fetches (`hopper_backward_load`) walks the map and leaves a record beside each block row: where it begins, which tile of the buffer
+its dq is added to, what to do with it, and which entry of the tables of intervals, or which pattern of bits, is meant. Every program takes
+at least one step, as products that may be skipped are not made side by side: a column that keeps nothing masks one block row away. Bits
+come by TMA too.
+`assemble_hopper_backward` joins this module with those it imports from, and puts the plan's constants and the mods in place of
+`hopper_backward_plan`'s.
 """
 
 import triton
@@ -21,69 +23,27 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from .backward import is_idle
-from .hopper import LOG2E, in_fours, kept_bits, load_bound, low_bits, meet, spread, spread_bits, tma_load, tma_store, to_half
+from .hopper import LOG2E, in_fours, meet, tma_store, to_half
+from .hopper_backward_load import field, produce
+from .hopper_backward_plan import (
+    BITS,
+    BLOCK_KV,
+    BLOCK_Q,
+    CONSUMER_REGISTERS,
+    CROSSED,
+    FIELDS,
+    HEAD_DIM,
+    NO_MORE,
+    PADDED_DIM,
+    PARTIAL,
+    PRODUCER_REGISTERS,
+    RUNS,
+    SCORE,
+    STAGES,
+)
+from .hopper_backward_weigh import kept_words, look_ahead, mask_tile, weigh
 
-# ---- constants of the plan
-HEAD_DIM = tl.constexpr(128)
-V_HEAD_DIM = tl.constexpr(128)
-# both 64 or both 128: tiles are that wide, zero beyond the head dim
-PADDED_DIM = tl.constexpr(128)
-PADDED_V_DIM = tl.constexpr(128)
-BLOCK_Q = tl.constexpr(64)
-BLOCK_KV = tl.constexpr(128)
-STAGES = tl.constexpr(2)
-CONSUMER_REGISTERS = tl.constexpr(240)
-PRODUCER_REGISTERS = tl.constexpr(24)
-# "none": every tile is full; "range": four numbers a block column; "list": a list of block rows a block column
-MAP_FORM = tl.constexpr("none")
-# PARTIAL tiles compare with so many intervals of each key's queries, or-ed; or, CROSSED, with one interval of each query's keys
-PIECES = tl.constexpr(0)
-CROSSED = tl.constexpr(False)
-# or they read their bits from the map
-BITS = tl.constexpr(False)
-# whether intervals may begin after the first place
-STARTS = tl.constexpr(True)
-# "always"; or only where the map's flag on the device says that its intervals "hold", or that they "fail"
-RUNS = tl.constexpr("always")
-SCORE = tl.constexpr(False)
-# ---- kernel
-
-# what a record says of its block row
-FULL = tl.constexpr(0)
-PARTIAL = tl.constexpr(1)
-NO_MORE = tl.constexpr(2)
-# numbers of patterns that do not exist, for which TMA gives zeros: nothing is kept, or all
-NOTHING = tl.constexpr(1 << 29)
-ALL = tl.constexpr((1 << 29) + 1)
-# numbers of a record
-FIELDS = tl.constexpr(8 if SCORE.value else 4)
-# the layout of 32 columns of scores, as many as are changed at a time
-PART = tl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 16]))
-
-
-# ---- mods
-@gluon.jit
-def score_column(tables, numbers, b, h, kv_idx):
-    """What the score mod needs of keys: nothing, as there is none."""
-    return ()
-
-
-@gluon.jit
-def score_row(tables, numbers, b, h, q_idx):
-    """What the score mod needs of queries: nothing, as there is none."""
-    return ()
-
-
-@gluon.jit
-def score_pair(tables, numbers, column, row, score, b, h, q_idx, kv_idx):
-    """The changed score and its derivative, float32; not called, as there is no score mod."""
-    return score, score
-
-
-# ---- functions
-
-# what Triton 3.9 renamed
-reinterpret = getattr(gl.shared_memory_descriptor, "reinterpret", None) or gl.shared_memory_descriptor._reinterpret
+# ---- the warpgroups that multiply
 
 
 @gluon.jit
@@ -93,179 +53,6 @@ def add_four(addresses, x):
         "red.relaxed.gpu.global.add.v4.f32 [$4], {$8, $9, $10, $11}; mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0;",
         "=r,=r,=r,=r,l,l,l,l,f,f,f,f", [addresses, x], dtype=gl.int32, is_pure=False, pack=4,
     )  # fmt: skip
-
-
-# ---- the warp that fetches
-
-
-@gluon.jit
-def column_of(tile_map, line, q_len):
-    """How many block rows line `line` of the map keeps, and three numbers that `entry_of` reads them by."""
-    ranges, counts, offsets = tile_map[0], tile_map[1], tile_map[2]
-    if MAP_FORM == "none":
-        steps = gl.cdiv(q_len, BLOCK_Q)
-        found = (steps, 0, 0, steps)
-    elif MAP_FORM == "range":
-        first = gl.load(ranges + line * 4)
-        steps = gl.maximum(gl.load(ranges + line * 4 + 3) - first, 0)
-        found = (steps, first, gl.load(ranges + line * 4 + 1), gl.load(ranges + line * 4 + 2))
-    else:
-        full = gl.load(counts + line * 2)
-        # entries of PARTIAL ones are counted on from those of FULL ones
-        behind = gl.load(offsets + line * 2 + 1) - full
-        found = (full + gl.load(counts + line * 2 + 1), full, gl.load(offsets + line * 2), behind)
-    return found
-
-
-@gluon.jit
-def entry_of(tile_map, column, j, steps):
-    """The block row of step j, of `steps`; 0 behind the last."""
-    index = tile_map[3]
-    _, a, b, c = column
-    if MAP_FORM == "list":
-        return gl.load(index + (j + gl.where(j < a, b, c)), mask=j < steps, other=0)
-    else:
-        return gl.where(j < steps, a + j, 0)
-
-
-@gluon.jit
-def pattern_of(tile_map, column, j, steps):
-    """The number of the pattern of step j: ALL for a FULL tile, NOTHING behind the last."""
-    patterns = tile_map[4]
-    _, full, _, behind = column
-    number = gl.load(patterns + (j + behind), mask=(j >= full) & (j < steps), other=NOTHING)
-    return gl.where(j < full, ALL, number)
-
-
-@gluon.jit
-def is_full(column, j, m):
-    """Whether the map calls block row m of step j FULL."""
-    _, a, b, c = column
-    return j < a if MAP_FORM == "list" else (m >= b) & (m < c)
-
-
-@gluon.jit
-def send_record(bufs, bars, slot, start, tile, state, lead, b, h):
-    """Fills a slot of records, and tells that it and the numbers of its rows are there."""
-    rec_s, ld_full = bufs[4], bars[5]
-    i = gl.arange(0, FIELDS, gl.BlockedLayout([1], [32], [1], [0]))
-    record = gl.where(i == 0, start, gl.where(i == 1, tile, gl.where(i == 2, state, lead)))
-    if SCORE:
-        record = gl.where(i < 4, record, gl.where(i == 4, b, h))
-    rec_s.index(slot).store(record.to(gl.int32))
-    mbarrier.arrive(ld_full.index(slot))
-
-
-@gluon.jit
-def send_bounds(bufs, slot, starts, stops, lead, start, q_len):
-    """Puts the interval of each query of a tile where consumers find it; nothing is kept beyond the last query."""
-    low_s, high_s = bufs[5], bufs[6]
-    VEC: gl.constexpr = gl.BlockedLayout([BLOCK_Q // 32], [32], [1], [0])
-    rows = start + gl.arange(0, BLOCK_Q, VEC)
-    at = lead.to(gl.int64) * q_len + rows
-    if STARTS:
-        low_s.index(slot).store(gl.load(starts + at, mask=rows < q_len, other=0))
-    high_s.index(slot).store(gl.load(stops + at, mask=rows < q_len, other=0))
-
-
-@gluon.jit
-def expect_queries(descs, bufs, bars, slot, state, pattern):
-    """Says how many bytes will come with the queries of a slot; for a tile that is masked by bits these come too."""
-    q_full, words_s = bars[1], bufs[10]
-    TILE: gl.constexpr = BLOCK_Q * PADDED_DIM * 2
-    LINES: gl.constexpr = BLOCK_KV * BLOCK_Q // 32 // 256
-    if BITS:
-        if state == PARTIAL:
-            mbarrier.expect(q_full.index(slot), TILE + LINES * 1024)
-            tma_load(descs[6], [0, 0, pattern * LINES, 0], q_full.index(slot), words_s.index(slot))
-        else:
-            mbarrier.expect(q_full.index(slot), TILE)
-    else:
-        mbarrier.expect(q_full.index(slot), TILE)
-
-
-@gluon.jit
-def send_rows(descs, bufs, bars, rows_of, it, b, h, head, m, state, lead):
-    """Fetches block row m of query head h into the slot of step `it`, once it is free."""
-    q_desc, do_desc = descs[0], descs[3]
-    q_s, do_s, lse_s, shift_s = bufs[0], bufs[1], bufs[2], bufs[3]
-    q_full, q_empty, do_full, do_empty = bars[1], bars[2], bars[3], bars[4]
-    lse, shift, terms_len, q_len, starts, stops = rows_of
-    TILE: gl.constexpr = BLOCK_Q * PADDED_DIM * 2
-    VEC: gl.constexpr = gl.BlockedLayout([BLOCK_Q // 32], [32], [1], [0])
-    slot = it % STAGES
-    phase = (it // STAGES) & 1
-    start = m * BLOCK_Q
-    at = head.to(gl.int64) * terms_len + start + gl.arange(0, BLOCK_Q, VEC)
-    lse_tile = gl.load(lse + at)
-    shift_tile = gl.load(shift + at)
-    mbarrier.wait(q_empty.index(slot), phase ^ 1)
-    expect_queries(descs, bufs, bars, slot, state, lead)
-    tma_load(q_desc, [b, h, start, 0], q_full.index(slot), q_s.index(slot))
-    mbarrier.wait(do_empty.index(slot), phase ^ 1)
-    mbarrier.expect(do_full.index(slot), TILE)
-    tma_load(do_desc, [b, h, start, 0], do_full.index(slot), do_s.index(slot))
-    lse_s.index(slot).store(lse_tile)
-    shift_s.index(slot).store(shift_tile)
-    if CROSSED:
-        send_bounds(bufs, slot, starts, stops, lead, start, q_len)
-    send_record(bufs, bars, slot, start, head * (terms_len // BLOCK_Q) + m, state, lead, b, h)
-
-
-@gluon.jit
-def produce(descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
-    """Fetches the keys and values once, then what every query head that reads them keeps of the column."""
-    k_desc, v_desc = descs[1], descs[2]
-    k_s, v_s = bufs[7], bufs[8]
-    kv_full, do_empty = bars[0], bars[4]
-    n, kv_b, kv_h, heads, group, readers = place
-    q_len = rows_of[3]
-    kv_len, stride_ib, stride_ih = keys_of[0], keys_of[1], keys_of[2]
-    maps, stride_mb, stride_mh = tile_map
-    mbarrier.expect(kv_full, 2 * BLOCK_KV * PADDED_DIM * 2)
-    for w in gl.static_range(2):
-        tma_load(k_desc, [kv_b, kv_h, n * BLOCK_KV + w * 64, 0], kv_full, k_s.index(w))
-        tma_load(v_desc, [kv_b, kv_h, n * BLOCK_KV + w * 64, 0], kv_full, v_s.index(w))
-    whole = (n + 1) * BLOCK_KV <= kv_len  # keys beyond the last must be masked even in FULL tiles
-    it = 0
-    b = kv_b
-    h = kv_h * group
-    for reader in range(readers):
-        column = column_of(maps, b * stride_mb + h * stride_mh + n, q_len)
-        steps = column[0]
-        turns = gl.where((reader + 1 == readers) & (it + steps == 0), 1, steps)
-        following = entry_of(maps, column, 0, steps)
-        lead = b * stride_ib + h * stride_ih
-        next_lead = lead
-        if BITS:
-            next_lead = pattern_of(maps, column, 0, steps)
-        for j in range(turns):
-            m = following
-            following = entry_of(maps, column, j + 1, steps)
-            if BITS:
-                lead = next_lead
-                next_lead = pattern_of(maps, column, j + 1, steps)
-            full = is_full(column, j, m) & whole & (j < steps)
-            if SCORE:  # that of queries beyond the last may be no number
-                full = full & ((m + 1) * BLOCK_Q <= q_len)
-            state = gl.where(full, FULL, PARTIAL)
-            send_rows(descs, bufs, bars, rows_of, it, b, h, b * (heads * group) + h, m, state, lead)
-            it += 1
-        last = h + 1 == (kv_h + 1) * group
-        b = gl.where(last, b + 1, b)
-        h = gl.where(last, kv_h * group, h + 1)
-    slot = it % STAGES
-    mbarrier.wait(do_empty.index(slot), ((it // STAGES) & 1) ^ 1)
-    send_record(bufs, bars, slot, 0, 0, NO_MORE, 0, 0, 0)
-
-
-# ---- the warpgroups that multiply
-
-
-@gluon.jit
-def field(record, NUMBER: gl.constexpr, LAYOUT: gl.constexpr):
-    """One number of a record, which every thread holds whole."""
-    return gl.sum(gl.where(gl.arange(0, FIELDS, LAYOUT) == NUMBER, record, 0), axis=0)
 
 
 @gluon.jit
@@ -304,178 +91,6 @@ def add_dq(dq, tile, sums, WG: gl.constexpr):
     at = (row // 16) * 128 + (row % 8) * 16 + ((row // 8) % 2) * 2 + (col // 8) * 512 + ((col // 2) % 4) * 4 + col % 2
     piece = tile.to(gl.int64) * (BLOCK_Q * PADDED_DIM) + WG * 4096
     add_four(sums.to(gl.int64) + piece * 4 + (at * 4).to(gl.int64), dq)
-
-
-@gluon.jit
-def piece_of_keys(keys_of, at, kv0, PIECE: gl.constexpr, FOURS: gl.constexpr):
-    """(start, stop) of one interval of 64 keys, which begin at row `at` of the tables; keys beyond the last keep nothing."""
-    kv_len, starts, stops = keys_of[0], keys_of[3], keys_of[4]
-    stop = load_bound(stops + at * PIECES + PIECE, kv0, kv_len, PIECES, 64, FOURS)
-    start = stop
-    if STARTS or PIECE > 0:
-        start = load_bound(starts + at * PIECES + PIECE, kv0, kv_len, PIECES, 64, FOURS)
-    return start, stop
-
-
-@gluon.jit
-def bounds_of_keys(keys_of, lead, kv0, FOURS: gl.constexpr):
-    """Start and stop of each interval of 64 keys."""
-    at = lead.to(gl.int64) * keys_of[0] + kv0
-    bounds = piece_of_keys(keys_of, at, kv0, 0, FOURS)
-    if PIECES > 1:
-        second = piece_of_keys(keys_of, at, kv0, 1, FOURS)
-        bounds = (bounds[0], bounds[1], second[0], second[1])
-    if PIECES > 2:
-        third = piece_of_keys(keys_of, at, kv0, 2, FOURS)
-        bounds = (bounds[0], bounds[1], bounds[2], bounds[3], third[0], third[1])
-    return bounds
-
-
-@gluon.jit
-def afresh(x):
-    """`x`, an int32, such that nothing that depends on it is computed before it is needed, and then held in registers."""
-    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def bits_of_keys(words_s, slot, pattern, kv0, kv_len, WG: gl.constexpr, FOURS: gl.constexpr):
-    """The words of 64 keys as `spread` takes them; of a FULL tile those of all keys that exist."""
-    FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    ROW: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, FOURS)))
-    words = reinterpret(words_s.index(afresh(slot)), gl.int32, [2, 64, BLOCK_Q // 32], FLAT).index(WG)
-    word = spread_bits(words.load(gl.SliceLayout(1, gl.SliceLayout(2, FOURS))), FOURS)
-    exists = gl.where(kv0 + gl.arange(0, 64, ROW) < kv_len, -1, 0)[:, None, None, None]
-    return gl.where(pattern == ALL, exists, word)
-
-
-@gluon.jit
-def mask_tile(p, bufs, slot, keys_of, lead, start, kv0, WG: gl.constexpr, S_LAYOUT: gl.constexpr):
-    """The probabilities of a PARTIAL tile, 0 where a pair is not kept or a key does not exist."""
-    kv0 = afresh(kv0)
-    if BITS or PIECES > 0:
-        FOURS: gl.constexpr = in_fours(p).type.layout
-        if BITS:
-            words = bits_of_keys(bufs[10], slot, lead, kv0, keys_of[0], WG, FOURS)
-        else:
-            words = kept_bits(bounds_of_keys(keys_of, lead, kv0, FOURS), start, BLOCK_Q, PIECES, STARTS)
-        p = gl.where(spread(words, 64, BLOCK_Q, S_LAYOUT), p, 0.0)
-    else:
-        kv = kv0 + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT))[:, None]
-        if CROSSED:
-            COL: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
-            p = gl.where(kv < bufs[6].index(slot).load(COL)[None, :], p, 0.0)
-            if STARTS:
-                p = gl.where(kv >= bufs[5].index(slot).load(COL)[None, :], p, 0.0)
-        p = gl.where(kv < keys_of[0], p, 0.0)
-    return p
-
-
-@gluon.jit
-def left_and_right(x):
-    """The halves of an accumulator [64, N], for which no number changes its place."""
-    HALF: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, x.shape[1] // 2, 16])
-    left, right = gl.split(gl.permute(gl.reshape(x, [64, 2, x.shape[1] // 2]), (0, 2, 1)))
-    return gl.convert_layout(left, HALF), gl.convert_layout(right, HALF)
-
-
-@gluon.jit
-def side_by_side(left, right, LAYOUT: gl.constexpr):
-    """The accumulator of which these are the halves."""
-    return gl.convert_layout(gl.reshape(gl.permute(gl.join(left, right), (0, 2, 1)), [64, 2 * left.shape[1]]), LAYOUT)
-
-
-@gluon.jit
-def crossed_words(bufs, slot, kv_len, kv0, S_LAYOUT: gl.constexpr):
-    """The words of 64 keys, as `spread` takes them, from the one interval of each query: a bit a pair, added up in each thread."""
-    COL: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
-    kv = kv0 + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT))[:, None]
-    keep = kv < gl.minimum(bufs[6].index(slot).load(COL), kv_len)[None, :]
-    if STARTS:
-        keep = keep & (kv >= bufs[5].index(slot).load(COL)[None, :])
-    place = gl.arange(0, BLOCK_Q, COL)[None, :]
-    bits = gl.where(keep, gl.full([1, 1], 1, gl.int32, S_LAYOUT) << ((place // 8) * 2 + place % 2), 0)
-    return gl.sum(gl.sum(in_fours(bits), axis=3), axis=1)[:, None, :, None]
-
-
-@gluon.jit
-def kept_words(bufs, slot, keys_of, lead, start, kv0, WG: gl.constexpr, S_LAYOUT: gl.constexpr):
-    """Which pairs of a PARTIAL tile are kept and exist, in words of 64 keys as `spread` takes them."""
-    kv0 = afresh(kv0)
-    FOURS: gl.constexpr = in_fours(gl.full([64, BLOCK_Q], 0, gl.int32, S_LAYOUT)).type.layout
-    ROW: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, FOURS)))
-    if PIECES > 0:
-        words = kept_bits(bounds_of_keys(keys_of, lead, kv0, FOURS), start, BLOCK_Q, PIECES, STARTS)
-    elif CROSSED:
-        words = crossed_words(bufs, slot, keys_of[0], kv0, S_LAYOUT)
-    else:
-        place = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, FOURS))))[None, None, :, None]
-        words = low_bits(keys_of[5] - 2 * place, start, BLOCK_Q)
-        if BITS:
-            words = words & bits_of_keys(bufs[10], slot, lead, kv0, keys_of[0], WG, FOURS)
-        else:
-            words = words & gl.where(kv0 + gl.arange(0, 64, ROW) < keys_of[0], -1, 0)[:, None, None, None]
-    return words
-
-
-@gluon.jit
-def set_aside(values):
-    """Shared memory that holds values of queries, of which each thread has found one or two, and will need a quarter."""
-    row_s = ()
-    for i in gl.static_range(len(values)):
-        row_s += (gl.allocate_shared_memory(values[i].dtype, [BLOCK_Q], gl.SwizzledSharedLayout(1, 1, 1, [0]), values[i]),)
-    return row_s
-
-
-@gluon.jit
-def fetched(row_s, first):
-    """The values of 32 queries of a tile, from query `first` of it on."""
-    row = ()
-    for i in gl.static_range(len(row_s)):
-        row += (row_s[i].slice(first, 32).load(gl.SliceLayout(0, PART))[None, :],)
-    return row
-
-
-@gluon.jit
-def look_ahead(record, mods, kv0, REC: gl.constexpr):
-    """What the score mod is given besides scores and queries, and what it needs of either, found while products are made."""
-    tables, numbers = mods[0], mods[1]
-    b = field(record, 4, REC)
-    h = field(record, 5, REC)
-    kv_idx = afresh(kv0) + gl.arange(0, 64, gl.SliceLayout(1, PART))[:, None]
-    q_idx = field(record, 0, REC) + gl.arange(0, BLOCK_Q, gl.BlockedLayout([1], [32], [4], [0]))
-    row_s = set_aside(score_row(tables, numbers, b, h, q_idx))
-    return b, h, kv_idx, score_column(tables, numbers, b, h, kv_idx), row_s
-
-
-@gluon.jit
-def weigh_part(s, words, lse_s, start, mods, ahead, FIRST: gl.constexpr, DTYPE: gl.constexpr):
-    """`weigh` of 32 columns, from column FIRST of the tile on."""
-    tables, numbers, scale = mods
-    b, h, kv_idx, column, row_s = ahead
-    COL: gl.constexpr = gl.SliceLayout(0, PART)
-    q_idx = (start + FIRST + gl.arange(0, 32, COL))[None, :]
-    changed, slope = score_pair(tables, numbers, column, fetched(row_s, FIRST), s * scale, b, h, q_idx, kv_idx)
-    # a score mod may give a number for all pairs of a query or a key
-    height = gl.full([64, 32], 0.0, gl.float32, PART) + changed * LOG2E
-    p = gl.exp2(height - lse_s.slice(FIRST, 32).load(COL)[None, :])
-    keep = spread(words >> (FIRST // 4), 64, 32, PART)
-    return to_half(gl.where(keep, p, 0.0), DTYPE), gl.where(keep, p * slope, 0.0)
-
-
-@gluon.jit
-def weigh(s, words, lse_s, start, mods, ahead, FIRST: gl.constexpr, DTYPE: gl.constexpr):
-    """(probabilities, in 16 bits; the same times the score mod's derivative) of the tile's columns from FIRST on, from s = k q^T; 0 where
-    a pair is not kept, whatever its score is. A part after the other, as all at once would need more registers than there are."""
-    if s.shape[1] == 32:
-        p, weight = weigh_part(s, words, lse_s, start, mods, ahead, FIRST, DTYPE)
-    else:
-        LAYOUT: gl.constexpr = s.type.layout
-        left, right = left_and_right(s)
-        p_left, w_left = weigh(left, words, lse_s, start, mods, ahead, FIRST, DTYPE)
-        p_right, w_right = weigh(right, words, lse_s, start, mods, ahead, FIRST + s.shape[1] // 2, DTYPE)
-        p = side_by_side(p_left, p_right, LAYOUT)
-        weight = side_by_side(w_left, w_right, LAYOUT)
-    return p, weight
 
 
 @gluon.jit

@@ -6,7 +6,8 @@ import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .hopper_backward import BITS, BLOCK_KV, BLOCK_Q, CROSSED, PADDED_DIM, attention_backward, gather_queries
+from .hopper_backward import attention_backward, gather_queries
+from .hopper_backward_plan import BITS, BLOCK_KV, BLOCK_Q, CROSSED, PADDED_DIM
 from .launcher import MAX_INDEX, fits_tma, resident_heads, strides
 
 # ---- functions

@@ -7,20 +7,8 @@ import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 
-from .hopper_forward import (
-    BITS,
-    BLOCK_KV,
-    BLOCK_Q,
-    PADDED_DIM,
-    PADDED_V_DIM,
-    PART,
-    ROWS,
-    SCHEDULE,
-    SCORE,
-    WIDE,
-    WORDS,
-    attention_forward,
-)
+from .hopper_forward import attention_forward
+from .hopper_forward_plan import BITS, BLOCK_KV, BLOCK_Q, PADDED_DIM, PADDED_V_DIM, PART, ROWS, SCHEDULE, SCORE, WIDE, WORDS
 from .launcher import MAX_INDEX, describe, fits_tma, resident_heads, strides
 
 

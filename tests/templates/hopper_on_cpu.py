@@ -158,6 +158,11 @@ def change(barrier: Barrier, arrivals: int, size: int, waiting: Waiting) -> None
         waiting.changed.notify_all()
 
 
+def arrive(place: Shared) -> None:
+    change(barrier_at(place), 1, 0, HERE.program.waiting)
+    time.sleep(0)  # whoever waited for it may go on first
+
+
 def wait(place: Shared, phase: Any, pred: Any = True) -> None:
     if not pred:
         return
@@ -346,7 +351,7 @@ gl = SimpleNamespace(
     **{name: getattr(torch, "bool" if name == "int1" else name) for name in TYPES},
 )  # fmt: skip
 mbarrier = SimpleNamespace(
-    init=init, wait=wait, MBarrierLayout=lambda: None, arrive=lambda place: change(barrier_at(place), 1, 0, HERE.program.waiting),
+    init=init, wait=wait, MBarrierLayout=lambda: None, arrive=arrive,
     expect=lambda place, size: change(barrier_at(place), 1, int(size), HERE.program.waiting),
 )  # fmt: skip
 gluon = SimpleNamespace(jit=lambda function=None, **options: function or Kernel, constexpr_function=identity)

@@ -1,0 +1,135 @@
+"""What becomes of a tile's scores in a Hopper forward kernel: the score mod, the mask, and the softmax."""
+# (tuples are added up by Gluon's compiler, and long conditional expressions read badly)
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from .hopper import INFINITY, LOG2E, in_fours, kept_bits, load_bound, load_words, low_bits, spread, spread_bits
+from .hopper_forward_plan import (
+    ALL,
+    BITS,
+    BLOCK_KV,
+    BLOCK_Q,
+    BY_KEY,
+    BY_ROW,
+    CROSSED,
+    PIECES,
+    ROWS,
+    SCORE,
+    SCORES,
+    STARTS,
+    WORDS,
+    score_mod,
+    score_row,
+)
+
+
+# ---- scores
+@gluon.jit
+def fours():
+    """Something in the layout that scores have after `in_fours`."""
+    return in_fours(gl.full([ROWS, BLOCK_KV], 0.0, gl.float32, SCORES))
+
+
+@gluon.jit
+def load_bounds(rows, b, h, start):
+    """The row intervals of 64 rows: start and stop of each piece, as `load_bound` gives them. Or where patterns of bits are."""
+    row_starts, row_stops, stride_rb, stride_rh, q_len, words = rows
+    FOURS: gl.constexpr = fours().type.layout
+    at = (b.to(gl.int64) * stride_rb + h.to(gl.int64) * stride_rh + start) * PIECES
+    bounds = ()
+    if BITS:
+        bounds += (words,)
+    if PIECES > 0:
+        stop = load_bound(row_stops + at, start, q_len, PIECES, ROWS, FOURS)
+        begin = stop  # not looked at where intervals begin with the first key
+        if STARTS:
+            begin = load_bound(row_starts + at, start, q_len, PIECES, ROWS, FOURS)
+        bounds += (begin, stop)
+    if PIECES > 1:
+        bounds += (load_bound(row_starts + at + 1, start, q_len, PIECES, ROWS, FOURS),)
+        bounds += (load_bound(row_stops + at + 1, start, q_len, PIECES, ROWS, FOURS),)
+    if PIECES > 2:
+        bounds += (load_bound(row_starts + at + 2, start, q_len, PIECES, ROWS, FOURS),)
+        bounds += (load_bound(row_stops + at + 2, start, q_len, PIECES, ROWS, FOURS),)
+    return bounds
+
+
+@gluon.jit
+def load_pattern(bounds, pattern, count, W: gl.constexpr):
+    """The words of 64 rows in a pattern of bits, for `spread_bits`; only the first `count` of each row are read."""
+    bits = 0
+    if BITS:
+        source = bounds[0] + (pattern.to(gl.int64) * BLOCK_Q + W * ROWS) * WORDS
+        FOURS: gl.constexpr = fours().type.layout
+        bits = load_words(source, count, ROWS, WORDS, FOURS)
+    return bits
+
+
+@gluon.jit
+def first_bits(bits, pattern, tile, kv_len):
+    """The words of `low_bits` for the first tile of a walk."""
+    FOURS: gl.constexpr = fours().type.layout
+    place = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, FOURS))))[None, None, :, None]
+    kept = low_bits(gl.where(pattern == ALL, kv_len, 0) - 2 * place, tile * BLOCK_KV, BLOCK_KV)
+    return gl.where(pattern >= 0, spread_bits(bits, FOURS), kept)
+
+
+@gluon.jit
+def masked_scores(s, bounds, cuts, tile, kv_len, W: gl.constexpr):
+    """Scores with -inf where they are not kept; of a kernel that reads bits, `bounds` are the words."""
+    if BITS:
+        keep = spread(bounds, ROWS, BLOCK_KV, SCORES)
+    elif CROSSED:
+        word = cuts.load(BY_KEY)[None, :]
+        row = (W * ROWS + gl.arange(0, ROWS, BY_ROW))[:, None]
+        keep = row < (word >> 16)
+        if STARTS:
+            keep = keep & (row >= (word & 0xFFFF))
+    elif PIECES > 0:
+        keep = spread(kept_bits(bounds, tile * BLOCK_KV, BLOCK_KV, PIECES, STARTS), ROWS, BLOCK_KV, SCORES)
+    else:
+        keep = (tile * BLOCK_KV + gl.arange(0, BLOCK_KV, BY_KEY))[None, :] < kv_len
+    return gl.where(keep, s, -INFINITY)
+
+
+@gluon.jit
+def score_context(score_mods, b, h, q_idx, scale):
+    """What the score mod is given besides scores and keys, and what depends on the rows only."""
+    tables, numbers = score_mods
+    context = ()
+    if SCORE:
+        context = (tables, numbers, score_row(tables, numbers, b, h, q_idx), b, h, q_idx, scale)
+    return context
+
+
+@gluon.jit
+def changed_scores(s, score, tile):
+    """Scores in base 2 after the score mod, which takes them in base e."""
+    tables, numbers, row, b, h, q_idx, scale = score
+    kv_idx = (tile * BLOCK_KV + gl.arange(0, BLOCK_KV, BY_KEY))[None, :]
+    changed = score_mod(tables, numbers, row, s * scale, b, h, q_idx, kv_idx) * LOG2E
+    return gl.full([ROWS, BLOCK_KV], 0.0, gl.float32, SCORES) + changed  # a score mod may give a number for all keys
+
+
+@gluon.jit
+def softmax(s, peak, scale, MASKED: gl.constexpr):
+    """(probabilities, the new greatest score by row, what sums so far are multiplied by); -inf - -inf would be NaN."""
+    new_peak = gl.maximum(peak, gl.max(s, axis=1))
+    base = new_peak
+    if MASKED or SCORE:
+        base = gl.where(new_peak == -INFINITY, 0.0, new_peak)
+    if SCORE:
+        p = gl.exp2(s - base[:, None])
+        shrink = gl.exp2(peak - base)
+    else:
+        base = base * scale
+        p = gl.exp2(s * scale - base[:, None])
+        shrink = gl.exp2(peak * scale - base)
+    return p, new_peak, shrink
+
+
+@gluon.jit
+def row_sums(p):
+    """What each thread holds of a row, added: [64, 4]. The four meet once, at the end of the row."""
+    return gl.sum(gl.sum(in_fours(p), axis=3), axis=1)
