@@ -63,7 +63,7 @@ def measure(name: str, length: int, head_dim: int, trains: bool) -> list[Row]:
     if trains:
         torch.autograd.grad(out, (q, k, v), torch.randn_like(out))
     request = Request(mask.traced(), None, check_inputs(q, k, v, False))
-    narrow, plans = is_narrow(store.facts(mask.traced())[1].rows), planned(request, q)
+    narrow, plans = is_narrow(store, request), planned(request, q)
     found = []
     for each in (each for some in store.tuned.values() for each in some):
         plan = plans[each.chain][each.number]

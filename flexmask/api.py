@@ -95,7 +95,8 @@ class Attention:
         if torch.compiler.is_dynamo_compiling() or not type(q) is type(k) is type(v) is torch.Tensor:
             shapes = check_inputs(q, k, v, self.enable_gqa)
             return shapes, check_scale(self.scale, shapes.head_dim)
-        layout = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device)
+        tensors = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device)
+        layout = (*tensors, self.scale, self.enable_gqa)
         good = self._good
         if good[0] != layout:
             shapes = check_inputs(q, k, v, self.enable_gqa)

@@ -197,8 +197,7 @@ def plan_hopper(
     'its tiles hold head dims up to 256, not 320'
     """
     v_head_dim = v_head_dim or head_dim
-    reason = _refusal(head_dim, v_head_dim, dtype, arch, evaluated, score and heavy)
-    if reason is not None:
+    if reason := refusal(head_dim, v_head_dim, dtype, arch, evaluated, score and heavy):
         return reason
     dims = padded_dim(head_dim), padded_dim(v_head_dim)
     # a third warpgroup pays where heads are small enough for it and most tiles are FULL
@@ -220,8 +219,8 @@ def _grown(plan: HopperPlan, most: int) -> HopperPlan:
     return plan
 
 
-def _refusal(head_dim: int, v_head_dim: int, dtype: str, arch: int, evaluated: bool, heavy: bool) -> str | None:
-    """Why there is no such kernel; None where there is."""
+def refusal(head_dim: int, v_head_dim: int, dtype: str, arch: int, evaluated: bool, heavy: bool) -> str:
+    """Why neither Hopper kernel takes such tensors, masks or scores; "" where the forward kernel does."""
     if arch != 90:
         return f"it is made for compute capability 9.0, and this GPU has {arch / 10}"
     if dtype not in CHOICES["dtype"]:
@@ -234,4 +233,4 @@ def _refusal(head_dim: int, v_head_dim: int, dtype: str, arch: int, evaluated: b
         return "partial tiles would need the predicate itself, and it compares with intervals or reads bits only"
     if heavy:
         return "the score mod reads a table at (query, key), or computes too much for the registers left"
-    return None
+    return ""

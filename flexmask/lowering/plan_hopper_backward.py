@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from .plan import ITEM_BYTES
+from .plan_hopper import padded_dim, refusal
 
 # rows a step by padded head dim: what two warpgroups of 64 keys hold in registers beside dk and dv
 _BLOCK_Q = {64: 128, 128: 64}
@@ -88,11 +89,11 @@ class HopperBackwardPlan:
 
     @property
     def padded_dim(self) -> int:
-        return padded_to_swizzle(self.head_dim)
+        return padded_dim(self.head_dim)
 
     @property
     def padded_v_dim(self) -> int:
-        return padded_to_swizzle(self.v_head_dim)
+        return padded_dim(self.v_head_dim)
 
     def shared_bytes(self) -> int:
         """Estimate of shared memory: a ring of queries and dout with their numbers (and bounds or bits), keys and values, two
@@ -108,11 +109,6 @@ class HopperBackwardPlan:
     @classmethod
     def from_json(cls, text: str) -> HopperBackwardPlan:
         return cls(**json.loads(text))
-
-
-def padded_to_swizzle(dim: int) -> int:
-    """The width of tiles in shared memory for a head dim: a multiple of 128 bytes."""
-    return -(-dim // 64) * 64
 
 
 def plan_hopper_backward(
@@ -136,32 +132,22 @@ def plan_hopper_backward(
     reads a table at places that depend on query and key, or on the score, or computes very much for each pair.
 
     >>> plan_hopper_backward(128, arch=80)
-    'the Hopper kernels are made for compute capability 9.0; this GPU has 8.0'
+    'it is made for compute capability 9.0, and this GPU has 8.0'
     """
     v_head_dim = v_head_dim or head_dim
-    if refusal := _refusal(head_dim, v_head_dim, dtype, arch):
-        return refusal
-    if score and heavy:
-        return "the score mod reads a table at (query, key), or computes too much for the registers left"
-    if evaluated or (map_form == "list" and not pieces and not crossed and not bits):
-        return "partial tiles would need the predicate itself, and the Hopper backward kernel compares with intervals or reads bits"
-    block_q = _BLOCK_Q[padded_to_swizzle(head_dim)]
+    evaluated = evaluated or (map_form == "list" and not pieces and not crossed and not bits)
+    if reason := refusal(head_dim, v_head_dim, dtype, arch, evaluated, score and heavy) or _refused_widths(head_dim, v_head_dim):
+        return reason
+    block_q = _BLOCK_Q[padded_dim(head_dim)]
     return HopperBackwardPlan(
         head_dim, v_head_dim, dtype, map_form, pieces, crossed, bits, starts, runs, score, block_q, 128, 2, 240, 24, arch
     )
 
 
-def _refusal(head_dim: int, v_head_dim: int, dtype: str, arch: int) -> str:
-    """Why the kernel does not take such tensors on such a GPU; "" where it does."""
-    if arch != 90:
-        return f"the Hopper kernels are made for compute capability 9.0; this GPU has {arch / 10}"
-    if dtype not in ("bfloat16", "float16"):
-        return f"the Hopper backward kernel takes bfloat16 and float16, not {dtype}"
-    dims = f"head dims {head_dim} and {v_head_dim}"
-    if padded_to_swizzle(head_dim) != padded_to_swizzle(v_head_dim):
-        return f"{dims} are padded to two different widths; the Hopper backward kernel needs one"
-    if padded_to_swizzle(head_dim) not in _BLOCK_Q:
-        return f"the Hopper backward kernel takes head dims up to 128; got {dims}"
-    if head_dim % 8 or v_head_dim % 8:
-        return f"the Hopper backward kernel writes rows of multiples of 16 bytes; got {dims}"
+def _refused_widths(head_dim: int, v_head_dim: int) -> str:
+    """Why the backward kernel does not take head dims that the forward kernel does; "" where it takes them."""
+    if padded_dim(head_dim) != padded_dim(v_head_dim):
+        return f"head dims {head_dim} and {v_head_dim} are padded to two different widths, and the backward kernel needs one"
+    if padded_dim(head_dim) not in _BLOCK_Q:
+        return f"the backward kernel takes head dims up to 128, not {head_dim} and {v_head_dim}"
     return ""

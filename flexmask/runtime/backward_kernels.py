@@ -83,7 +83,7 @@ def plan_work(
 ) -> dict[str, list[Planned]]:
     """The kernels of each chain: "fused", or "dq" and "dkdv", or all three where the latter stand by for the first; and "peak"."""
     facts = None if request.mask is None else store.facts(request.mask)[1]
-    narrow = facts is not None and is_narrow(facts.rows)
+    narrow = is_narrow(store, request)
 
     def chain(name: str, chosen: Sequence[tuple[Variant, BackwardPlan | HopperBackwardPlan]]) -> list[Planned]:
         return [Planned(variant, *sized(plan, narrow, tuned, name, number)) for number, (variant, plan) in enumerate(chosen)]

@@ -73,9 +73,7 @@ def choose(store: Store, request: Request, target: Target, looked_at: Sequence[V
     """The kernels for a request: one, or some of which flags on the device choose. On a GPU the structure of the mask alone decides, as
     looking at values would wait, and might change the choice from call to call. Their sizes are those `tuned`, or those of a table, or
     the planner's."""
-    facts = None if request.mask is None else store.facts(request.mask)[1]
-    narrow = facts is not None and is_narrow(facts.rows)
-    found = []
+    narrow, found = is_narrow(store, request), []
     for number, choice in enumerate(_planned(store, request, target, looked_at)):
         plan, sizes = sized(choice.plan, narrow, tuned, "forward", number)
         found.append(replace(choice, plan=plan, sizes=sizes))
@@ -88,7 +86,7 @@ def _planned(store: Store, request: Request, target: Target, looked_at: Sequence
     promised = frozenset[int]() if request.mask is None else request.mask.promised
     why = target.plain
     if not looked_at and target.arch == 90 and not target.plain:
-        narrow = facts is not None and is_narrow(facts.rows)
+        narrow = is_narrow(store, request)
         plans = [(variant, _hopper(request, target, variant, narrow)) for variant in hopper_variants(facts, promised)]
         why = next((plan for variant, plan in plans if isinstance(plan, str) and not variant.evaluated), "")
         if not why:
@@ -116,12 +114,11 @@ def _hopper(request: Request, target: Target, variant: Variant, narrow: bool) ->
 
 def _plain(store: Store, request: Request, target: Target, variant: Variant) -> KernelPlan:
     """Sizes that suit the variant's kind and fit the GPU."""
-    facts = None if request.mask is None else store.facts(request.mask)[1]
     s, mods = request.shapes, _evaluated(store, request, variant)
     return plan_forward(
         s.head_dim, s.v_head_dim, dtype=target.dtype_name, arch=target.arch, map_form=variant.map_form, pieces=variant.pieces,
         bits=variant.bits, starts=variant.starts, runs=variant.runs, score=request.score is not None,
-        loads="tma" if target.tma and target.arch >= 90 else "pointer", narrow=facts is not None and is_narrow(facts.rows),
+        loads="tma" if target.tma and target.arch >= 90 else "pointer", narrow=is_narrow(store, request),
         heavy=is_costly(*mods) or reads_by_score(*mods), pipelined=not reads_by_score(*mods),
     )  # fmt: skip
 
@@ -132,8 +129,9 @@ def _evaluated(store: Store, request: Request, variant: Variant) -> list[Expr]:
     return mods + ([] if request.score is None else [request.score.expr])
 
 
-def is_narrow(form: object) -> bool:
+def is_narrow(store: Store, request: Request) -> bool:
     """Whether rows keep stretches cut at both ends (a window, a document) rather than everything before or after some key."""
+    form = None if request.mask is None else store.facts(request.mask)[1].rows
     if not isinstance(form, Form):
         return False
     return not any(p.start is const(0) or p.stop is KV_LEN for p in form.pieces) or len(form.pieces) > 1

@@ -55,6 +55,12 @@ def test_lines_are_ordered_by_their_work(name):
             assert torch.equal(work_order(made), made.work_order())
 
 
+def test_a_gpu_without_a_number_is_the_current_one():
+    ids = torch.tensor([0, 0, 1, 1], device="cuda")
+    found = masks.document(ids).block_mask(4, 4, block_size=2, device="cuda").states()
+    assert found.device == ids.device and found[0, 0].tolist() == [[2, 0], [0, 2]]
+
+
 @pytest.mark.parametrize("name", ["causal", "causal_document", "global_sliding"])
 def test_memory_at_a_million_tokens(name):
     n = 1 << 20

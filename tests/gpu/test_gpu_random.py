@@ -81,12 +81,12 @@ def check(structure, rng):
     want, want_lse = reference.attention(*wanted, mask, enable_gqa=True, return_lse=True)
     empty = want_lse == float("-inf")
     assert torch.equal(lse == float("-inf"), empty) and (out[empty] == 0).all()
-    assert ((lse.double() - want_lse)[~empty].abs() < 2e-2).all()
-    torch.testing.assert_close(out.double(), want, rtol=0, atol=4e-2)
+    assert ((lse.double() - want_lse)[~empty].abs() < 1e-3).all()  # one key too many among 300 shows
+    torch.testing.assert_close(out.double(), want, rtol=1e-2, atol=1e-2)
     grads, want_grads = torch.autograd.grad(out, given, dout), torch.autograd.grad(want, wanted, dout.double())
     for found, right in zip(grads, want_grads, strict=True):
         assert found.isfinite().all()
-        assert (found.double() - right).norm() <= 2e-2 * right.norm() + 1e-3, (found.shape, dim, dtype)
+        assert (found.double() - right).norm() <= 1e-2 * right.norm() + 1e-3, (found.shape, dim, dtype)
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))

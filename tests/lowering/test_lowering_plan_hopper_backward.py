@@ -59,7 +59,7 @@ def test_a_plan_says_what_its_kernel_does():
         ({"head_dim": 128, "dtype": "float32"}, "float32"),
         ({"head_dim": 192}, "up to 128"),
         ({"head_dim": 128, "v_head_dim": 64}, "two different widths"),
-        ({"head_dim": 100}, "16 bytes"),
+        ({"head_dim": 100}, "multiples of 8"),
         ({"head_dim": 128, "score": True, "heavy": True}, "reads a table at (query, key)"),
         ({"head_dim": 128, "map_form": "list"}, "predicate"),
         ({"head_dim": 128, "map_form": "list", "pieces": 1, "evaluated": True}, "predicate"),
