@@ -5,6 +5,7 @@ import torch
 
 import flexmask
 from flexmask import masks, reference
+from flexmask.runtime import device_map
 
 DEVICE = "cuda"
 pytestmark = [
@@ -62,6 +63,22 @@ SHAPES = {
     "192 and 128": (1, 4, 4, 1024, 1024, 192, 128),
     "256": (1, 4, 4, 700, 1000, 256, 256),
 }
+
+
+def test_where_bits_have_no_room_the_predicate_is_evaluated(monkeypatch):
+    monkeypatch.setattr(device_map, "MOST_PATTERNS", 4)
+    torch.manual_seed(0)
+    table = torch.rand(600, 700, device=DEVICE) < 0.5
+    mask = flexmask.mask(lambda q_idx, kv_idx: table[q_idx, kv_idx])
+    given = [torch.randn(1, 2, n, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for n in (600, 700, 700)]
+    wanted = [x.detach().double().requires_grad_() for x in given]
+    want, dout = reference.attention(*wanted, mask), torch.randn_like(given[0])
+    for _ in range(3):
+        out = flexmask.attention(*given, mask=mask)
+        torch.testing.assert_close(out.double(), want, rtol=1e-2, atol=1e-2)
+        grads = torch.autograd.grad(want, wanted, dout.double(), retain_graph=True)
+        for found, right in zip(torch.autograd.grad(out, given, dout), grads, strict=True):
+            assert (found.double() - right).norm() <= 6e-3 * right.norm()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

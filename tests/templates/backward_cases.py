@@ -85,6 +85,9 @@ CASES = {
     "causal, one pass evaluated, the other by intervals": Case(CAUSAL, rows=("list", 0), columns=("range", 1)),
     "lists stored backwards, with room between": Case(WINDOW, **EVALUATED, options={"backwards": True}),
     "two kernels, where the intervals hold": Case(WINDOW, **ONE, options={"broken": 0}),
+    "a kernel before computed all": Case(WINDOW, **RANGE, options={"spared": 0}),
+    "a kernel before that computed all was not the first": Case(WINDOW, **RANGE, options={"spared": 2}),
+    "no kernel before computed anything": Case(WINDOW, **RANGE, options={"spared": 1}),
     "two kernels, where they fail": Case(WINDOW, **ONE, options={"broken": 1}),
     "rows that keep nothing": Case("kv_idx < q_idx - 20", **RANGE),
     "nothing kept at all": Case("(kv_idx < 0) & (q_idx < 0)", **EVALUATED),
@@ -204,13 +207,26 @@ def passes(case: Case, part: str, keep: torch.Tensor, folder: Path) -> list[Any]
     return made
 
 
+class Fused:
+    """Stands in for a kernel of all three gradients, which finds sevens."""
+
+    def __init__(self, module: Any):
+        self.row_terms, self.pack = module.row_terms, module.pack
+
+    def backward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any, **options: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.full_like(x, 7.0) for x in (q, k, v))
+
+
 def check(case: Case, folder: Path) -> None:
     (q, k, v, dout, out, lse, dlse), expected, keep = gradients(case)
     scale, scatter = case.options.get("scale", case.dims[0] ** -0.5), case.options.get("scatter", False)
-    table = torch.zeros(case.shape[1], *case.shape[3:])
+    table, rows, fused = torch.zeros(case.shape[1], *case.shape[3:]), passes(case, "dq", keep, folder), []
+    if "spared" in case.options:
+        fused = [(Fused(rows[0][0]), {"broken": torch.tensor([case.options["spared"]], dtype=torch.int32)})]
+        expected[0] = expected[0] if case.options["spared"] == 1 else torch.full_like(expected[0], 7.0)
     found = backward(
-        passes(case, "dq", keep, folder), passes(case, "dkdv", keep, folder), q, k, v, out, lse, dout,
-        dlse if case.options.get("dlse") else None, scale=scale, mask=captures(case), score=captures(case), grads=[table] * scatter,
+        rows, passes(case, "dkdv", keep, folder), q, k, v, out, lse, dout, dlse if case.options.get("dlse") else None, scale=scale,
+        mask=captures(case), score=captures(case), grads=[table] * scatter, fused=fused,
     )  # fmt: skip
     for name, result, wanted in zip(("dq", "dk", "dv", "table"), [*found[:3], table][: 3 + scatter], expected, strict=False):
         assert name == "table" or result.dtype == q.dtype
