@@ -76,6 +76,13 @@ def before_waiting(x):
 
 
 @gluon.jit
+def unlike(x):
+    """`x`, the same in all threads, such that the assembler does not know this. That of CUDA 12.8 merges what two loops compute from one
+    number before they begin, into the place before the first of them, which is not passed where that loop has nothing to do."""
+    return gl.inline_asm_elementwise("shfl.sync.idx.b32 $0, $1, 0, 31, -1;", "=r,r", [x], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
 def step(q, rings, bars, p, acc, total, peak, at, tile, pattern, bounds, kv_len, score, scale, W: gl.constexpr, MASKED: gl.constexpr):
     """A tile of keys: Q K^T, together with P V of the tile before, at whose ends stand the softmax and the new P."""
     k_ring, v_ring, cut_ring = rings
@@ -232,6 +239,8 @@ def consume(
                 following, next_pattern = masked_tile(tile_map, i + 1, part_at, part, full_at, full)
                 p, acc, total, peak = step(q, rings, bars, p, acc, total, peak, at, tile, pattern, bounds, kv_len, score, scale, W, True)
                 at += 1
+        if not WIDE:
+            q = q_ring.index(unlike(buffer)).reshape([ROWS, PADDED_DIM])
         for i in range(full):
             tile = 0
             if SCORE:

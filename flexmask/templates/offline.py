@@ -9,7 +9,6 @@ import contextlib
 import re
 import subprocess
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +19,19 @@ import torch
 from ..lowering import KernelPlan
 from ..lowering.plan_backward import BackwardPlan
 from ..lowering.plan_hopper import HopperPlan
+from .disassembly import exposed_of, loops_of, opcodes_of, undefined_of
 
 # keywords of a host function
 Extras = Mapping[str, Any]
 NO_EXTRAS: Extras = {}
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9]+)", re.MULTILINE)
-_LABEL = re.compile(r"^\s*(\.L_x_\d+):")
-# loops end in a conditional jump; others come back from code that waits out of line
-_JUMP = re.compile(r"@!?U?P\d+\s+BRA\b.*`\((\.L_x_\d+)\)")
-_WAIT_FOR_ALL = re.compile(r"WARPGROUP\.DEPBAR\.LE\s+gsb0,\s*0x0")
 
 
 @dataclass(frozen=True)
 class Compiled:
     """What the compiler made of a kernel. `spills` counts loads and stores of registers that did not fit (LDL and STL), `loop_spills` those
     of them in the innermost loops that multiply matrices, `exposed` the exponentials there (MUFU) behind which no asynchronous product
-    (HGMMA) is hidden: all of its warpgroup's have been waited for."""
+    (HGMMA) is hidden: all of its warpgroup's have been waited for. `undefined` are instructions that read a uniform register which nothing
+    has written: the compiler's mistake, and a wrong result."""
 
     arch: int
     registers: int
@@ -44,6 +40,7 @@ class Compiled:
     opcodes: dict[str, int]
     loop_spills: int
     exposed: int
+    undefined: tuple[str, ...]
 
 
 class _OfflineDriver:
@@ -136,38 +133,15 @@ def _facts(kernel: Any, arch: int) -> Compiled:
     """What the disassembly of a compiled kernel shows."""
     text = _run_on(kernel.asm["cubin"], "nvdisasm", "-c")
     usage = _run_on(kernel.asm["cubin"], "cuobjdump", "-res-usage")
-    opcodes = Counter(_INSTRUCTION.findall(text))
+    opcodes = opcodes_of(text)
     registers = re.search(r"REG:(\d+)", usage)
     if registers is None or not opcodes:
         raise RuntimeError(f"the disassembler printed nothing useful: {text[:200]} {usage[:200]}")
     spills = opcodes["LDL"] + opcodes["STL"]
-    loops = _loops(text)
-    loop_spills = sum(count["LDL"] + count["STL"] for count in map(Counter, map(_INSTRUCTION.findall, loops)))
-    return Compiled(arch, int(registers.group(1)), spills, kernel.metadata.shared, dict(opcodes), loop_spills, sum(map(_exposed, loops)))
-
-
-def _loops(text: str) -> list[str]:
-    """The loops of a disassembly that multiply matrices and hold no such loop themselves."""
-    lines = text.split("\n")
-    labels = {found[1]: i for i, line in enumerate(lines) if (found := _LABEL.match(line))}
-    jumps = [(labels.get(found[1], i), i) for i, line in enumerate(lines) if (found := _JUMP.search(line))]
-    counts = {(a, b): Counter(_INSTRUCTION.findall("\n".join(lines[a:b]))) for a, b in jumps if a < b}
-    loops = [span for span, count in counts.items() if count["HGMMA"] + count["HMMA"] + count["FFMA"] > 1]
-    inner = [s for s in loops if not any(s != other and s[0] <= other[0] and other[1] <= s[1] for other in loops)]
-    return ["\n".join(lines[a:b]) for a, b in inner]
-
-
-def _exposed(loop: str) -> int:
-    """How many exponentials of a loop stand behind a wait for all products, and before the next one."""
-    flying, found = False, 0
-    for line in loop.split("\n"):
-        if "HGMMA" in line:
-            flying = True
-        elif _WAIT_FOR_ALL.search(line):
-            flying = False
-        elif "MUFU.EX2" in line:
-            found += not flying
-    return found
+    loops = loops_of(text)
+    loop_spills = sum(count["LDL"] + count["STL"] for count in map(opcodes_of, loops))
+    seen = dict(opcodes), loop_spills, sum(map(exposed_of, loops)), undefined_of(text)
+    return Compiled(arch, int(registers.group(1)), spills, kernel.metadata.shared, *seen)
 
 
 def _recorded(module: Any, name: str, call: Callable[[], object]) -> list[Any]:

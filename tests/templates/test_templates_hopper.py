@@ -132,6 +132,11 @@ def test_the_softmax_hides_behind_products(compiled, case):
 
 
 @pytest.mark.parametrize("case", COMPILED)
+def test_nothing_is_read_before_it_is_written(compiled, case):
+    assert compiled[case]["undefined"] == []
+
+
+@pytest.mark.parametrize("case", COMPILED)
 def test_shared_memory_is_as_estimated(compiled, case):
     assert abs(compiled[case]["shared_bytes"] - plan_of(hopper_compiled.CASES[case]).shared_bytes()) < 512
 

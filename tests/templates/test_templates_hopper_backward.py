@@ -93,6 +93,11 @@ def test_few_registers_are_spilled(compiled, case):
 
 
 @pytest.mark.parametrize("case", COMPILED)
+def test_nothing_is_read_before_it_is_written(compiled, case):
+    assert compiled[case]["undefined"] == []
+
+
+@pytest.mark.parametrize("case", COMPILED)
 def test_shared_memory_is_as_estimated(compiled, case):
     """But for what a score mod needs of queries, which its plan does not know."""
     estimate = plan_of(CASES[case]).shared_bytes()

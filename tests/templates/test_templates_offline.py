@@ -35,6 +35,11 @@ def test_no_register_is_spilled(compiled, case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_nothing_is_read_before_it_is_written(compiled, case):
+    assert compiled[case]["undefined"] == []
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_shared_memory_is_as_estimated(compiled, case):
     plan = plan_forward(**CASES[case])
     assert compiled[case]["shared_bytes"] <= min(plan.shared_bytes() * 1.2 + 8192, SHARED_BYTES[plan.arch] + 1024 * 4)
