@@ -36,6 +36,7 @@ from .hopper_backward_plan import (
     NO_MORE,
     PADDED_DIM,
     PARTIAL,
+    PIECES,
     PRODUCER_REGISTERS,
     RUNS,
     SCORE,
@@ -94,6 +95,12 @@ def add_dq(dq, tile, sums, WG: gl.constexpr):
 
 
 @gluon.jit
+def begin_weights(shift_s, slot, S_LAYOUT: gl.constexpr):
+    """What dp begins with, so that delta needs no registers later."""
+    return gl.full([64, BLOCK_Q], 0.0, gl.float32, S_LAYOUT) + shift_s.index(slot).load(gl.SliceLayout(0, S_LAYOUT))[None, :]
+
+
+@gluon.jit
 def apart(x):
     """`x`, each element in a register of its own, written here: where registers that a product begins with are written while another one is
     in flight, the assembler waits for that first."""
@@ -112,11 +119,14 @@ def take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, mods, keys_of, 
     phase = (it // STAGES) & 1
     if SCORE:
         ahead = look_ahead(rec_s.index(slot).load(REC), mods, kv0, REC)
-    # dp begins at -delta, which needs no registers then
-    shift = apart(gl.full([64, BLOCK_Q], 0.0, gl.float32, S_LAYOUT) + shift_s.index(slot).load(COL)[None, :])
+    EARLY: gl.constexpr = CROSSED or PIECES > 1  # for these it pays to have both products in flight; else the wait was shorter
+    if EARLY:
+        shift = apart(begin_weights(shift_s, slot, S_LAYOUT))
     mbarrier.wait(q_full.index(slot), phase)
     s_sent = issue_scores(k_w, q_s, slot, S_LAYOUT)
     mbarrier.wait(do_full.index(slot), phase)
+    if not EARLY:
+        shift = begin_weights(shift_s, slot, S_LAYOUT)
     do_w = do_s.index(slot).reshape([BLOCK_Q, PADDED_DIM])
     dp_sent = warpgroup_mma(v_w, do_w.permute((1, 0)), shift, use_acc=True, is_async=True)
     lse = lse_s.index(slot).load(COL)

@@ -123,7 +123,7 @@ def step(q, rings, bars, p, acc, total, peak, at, tile, pattern, bounds, kv_len,
         mbarrier.arrive(k_empty.index(slot))
     new_p, peak, shrink = softmax(s, peak, scale, MASKED)
     total = total * gl.convert_layout(shrink, gl.SliceLayout(1, total.type.layout))[:, None] + row_sums(new_p)
-    if CONSUMERS == 2:  # three have not the registers to hide the softmax behind P V
+    if CONSUMERS == 2 and not MASKED:  # three have not the registers to hide the softmax behind P V; masks cost more than that brings
         total = before_waiting(total)
     if WIDE:
         acc = end_output(acc_flying)

@@ -127,8 +127,11 @@ def test_products_stay_asynchronous(compiled, case):
 
 @pytest.mark.parametrize("case", COMPILED)
 def test_the_softmax_hides_behind_products(compiled, case):
-    """The assembler does not move the wait for P V up past the exponentials; three warpgroups have no registers for that."""
-    assert compiled[case]["exposed"] == 0 or plan_of(hopper_compiled.CASES[case]).consumers == 3
+    """The assembler does not move the wait for P V up past the exponentials of FULL tiles; three warpgroups have no registers for that."""
+    plan = plan_of(hopper_compiled.CASES[case])
+    exponentials = plan.block_kv // 2 + 4  # of a thread, in a step; here and there one more by row
+    masked = 2 * exponentials if plan.map_form != "none" else 0
+    assert compiled[case]["exposed"] <= masked or plan.consumers == 3
 
 
 @pytest.mark.parametrize("case", COMPILED)
