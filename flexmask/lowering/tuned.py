@@ -215,12 +215,12 @@ def _key(entry: Entry) -> tuple[Any, ...]:
 
 def mask_class(plan: Plan, narrow: bool) -> str:
     """Masks (and scores) that are alike to a kernel, as a short text: "none", "range 1", "range 1 narrow", "list 2", "list crossed",
-    "list bits", "list evaluated"; each with ", score" or what else the kernel does."""
+    "list bits", "list bits narrow", "list evaluated"; each with ", score" or what else the kernel does."""
     if plan.map_form == "none":
         words = ["none"]
     else:
         crossed, bits = (getattr(plan, name, False) for name in ("crossed", "bits"))
         words = [plan.map_form, "crossed" if crossed else "bits" if bits else str(plan.pieces) if plan.pieces else "evaluated"]
-        words += ["narrow"] * (narrow and plan.pieces == 1)
+        words += ["narrow"] * (narrow and (plan.pieces == 1 or bits))
     scatter = getattr(plan, "scatter", "")
     return " ".join(words) + ", score" * plan.score + f", scatter {scatter}" * bool(scatter)

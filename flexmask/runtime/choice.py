@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from ..analysis import Form
-from ..ir import KV_LEN, Expr, const
+from ..ir import KV_LEN, Expr, Q, const, uses
 from ..lowering import HopperPlan, KernelPlan, plan_forward, plan_hopper
 from .maps import host_variant
 from .request import Request
@@ -130,8 +130,9 @@ def _evaluated(store: Store, request: Request, variant: Variant) -> list[Expr]:
 
 
 def is_narrow(store: Store, request: Request) -> bool:
-    """Whether rows keep stretches cut at both ends (a window, a document) rather than everything before or after some key."""
+    """Whether rows keep stretches cut at both ends (a window, a document, some first keys) rather than everything before or after a key
+    that depends on the row."""
     form = None if request.mask is None else store.facts(request.mask)[1].rows
     if not isinstance(form, Form):
         return False
-    return not any(p.start is const(0) or p.stop is KV_LEN for p in form.pieces) or len(form.pieces) > 1
+    return not any(p.stop is KV_LEN or (p.start is const(0) and uses(p.stop, Q)) for p in form.pieces)

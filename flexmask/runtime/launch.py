@@ -138,8 +138,9 @@ def work_order(tile_map: Any) -> torch.Tensor:
     if table.device.type != "cuda":
         order: torch.Tensor = tile_map.work_order()
         return order
-    order = torch.empty(table.shape[2], dtype=torch.int32, device=table.device)
-    _lists().order_lines(table, order, tile_map.ranges is not None)
+    lists = _lists()
+    order = torch.empty(table.shape[2] + lists.ORDER_LEVELS.value, dtype=torch.int32, device=table.device)
+    lists.order_lines(table, order, tile_map.ranges is not None)
     return order
 
 

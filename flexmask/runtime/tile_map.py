@@ -57,13 +57,16 @@ class TileMap:
     crossing: Intervals | None = None
 
     def work_order(self) -> torch.Tensor:
-        """int32 [lines]: the lines by the number of tiles they keep, most first."""
+        """int32 [lines + 9]: the lines by the number of tiles they keep, most first; and how many keep more than 1 / 256, 1 / 128, .. 1
+        of all tiles."""
         if self.ranges is not None:
             work = self.ranges[..., 3] - self.ranges[..., 0]
         else:
             assert self.counts is not None
             work = self.counts.sum(-1, dtype=torch.int32)
-        return work.sum((0, 1)).argsort(descending=True, stable=True).int()
+        work = work.sum((0, 1))
+        limits = work.sum() >> torch.arange(8, -1, -1, device=work.device)
+        return torch.cat([work.argsort(descending=True, stable=True), (work > limits[:, None]).sum(-1)]).int()
 
     def __repr__(self) -> str:
         form = "range" if self.ranges is not None else "list"

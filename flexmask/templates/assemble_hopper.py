@@ -50,13 +50,14 @@ def assemble_hopper(plan: HopperPlan, score: str | None = None, header: Sequence
         *([shared["numbers"]] if score else []),
         *(in_gluon(text) for text in _helpers([score] if score else [])),
         *mods,
-        *(shared[name] for name in ("barriers", "halves", "bits")),
+        *(shared[name] for name in ("barriers", "turns", "halves", "bits")),
         *[_sections("hopper_forward_wide.py")["functions of wide plans"]] * plan.wide,
         decided(_sections("hopper_forward_load.py")["the warp that loads"], plan.wide),
         decided(_sections("hopper_forward_softmax.py")["scores"], plan.wide),
         decided(_sections("hopper_forward.py")["functions"], plan.wide),
         host["constants"],
         *(functions[name] for name in _HOST),
+        _sections("hopper_turns.py")["functions"],
         decided(launcher["functions"], plan.wide),
     ]
     return _join(parts)

@@ -40,6 +40,19 @@ def pass_by(NUMBER: gl.constexpr, THREADS: gl.constexpr):
     gl.inline_asm_elementwise(TEXT, "=r,r,~{memory}", [gl.to_tensor(0)], dtype=gl.int32, is_pure=False, pack=1)
 
 
+# ---- turns
+@gluon.jit
+def find_turn(turn, early, lines, resident, heads):
+    """(which line in the order of lines, which head) has this turn: the `early` first lines of all heads, as they are long; then the others
+    of `resident` heads at a time, so that what these read stays in the L2 cache."""
+    later = gl.maximum(turn - early * heads, 0)
+    rest_of = gl.maximum(lines - early, 1) * resident
+    group = later // rest_of
+    rest = later - group * rest_of
+    is_early = turn < early * heads
+    return gl.where(is_early, turn // heads, early + rest // resident), gl.where(is_early, turn % heads, group * resident + rest % resident)
+
+
 # ---- halves
 @gluon.jit
 def to_half(x, DTYPE: gl.constexpr):

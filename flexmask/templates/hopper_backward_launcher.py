@@ -8,6 +8,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .hopper_backward import attention_backward, gather_queries
 from .hopper_backward_plan import BITS, BLOCK_KV, BLOCK_Q, CROSSED, PADDED_DIM
+from .hopper_turns import long_level, processors
 from .launcher import MAX_INDEX, fits_tma, resident_heads, strides
 
 # ---- functions
@@ -50,7 +51,7 @@ def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures
     crossed intervals, row_starts and row_stops [.., .., Q, 1], the keys that each query keeps; `ranges` int32 [B or 1, Hq or 1, block
     columns, 4], or `counts` and `offsets` int32 [.., .., block columns, 2] with `index`, name block rows. All are contiguous. With bits,
     `patterns` (int32, as long as `index`) numbers those of PARTIAL tiles in `words` int32 [pool, BLOCK_KV, BLOCK_Q / 32]: bit query % 32
-    of word query // 32 of a key. `order` int32 [block columns] names the block columns as they are to be begun. `broken` is the flag that
+    of word query // 32 of a key. `order` is what `lists.order_lines` says of the block columns. `broken` is the flag that
     a kernel looks at which does not always run; `into` the (dq, dk, dv) that its partner has filled where this one returns, and `sums`
     the `zeroed_sums` that both use. The mask's captures are not used.
     """
@@ -67,16 +68,16 @@ def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures
     sums = zeroed_sums(terms) if sums is None else sums
     columns, group = triton.cdiv(kv_len, BLOCK_KV.value), q_heads // heads
     low, high, lines = (row_starts, row_stops, q_len) if CROSSED.value else (starts, stops, kv_len)
+    resident = resident_heads(entries * heads, q_len, (head_dim + v.shape[3]) * q.element_size() + 4 * PADDED_DIM.value)
     attention_backward[(columns * entries * heads,)](
         swizzled(q, BLOCK_Q.value), swizzled(k, 64), swizzled(v, 64), swizzled(dout, BLOCK_Q.value), swizzled(dk, 64), swizzled(dv, 64),
         sums, *terms,
-        float(scale), q_len, kv_len, terms_len, columns, heads, group, group * (batch // entries),
-        resident_heads(entries * heads, q_len, (head_dim + v.shape[3]) * q.element_size() + 4 * PADDED_DIM.value),
+        float(scale), q_len, kv_len, terms_len, columns, heads, group, group * (batch // entries), resident,
         *score_captures,
         low, high, *(apart // lines for apart in strides(high, lines)),
         ranges, counts, offsets, index, *strides(counts if ranges is None else ranges, columns),
         patterns, described_bits(words) if BITS.value else None,
-        order, broken,
+        order, long_level(resident, processors(q.device)), broken,
         num_warps=4,
     )  # fmt: skip
     blocks = triton.cdiv(q_len, BLOCK_Q.value)

@@ -313,7 +313,7 @@ def barriers(NUMBER: gl.constexpr, COUNT: gl.constexpr):
 @gluon.jit(
     do_not_specialize=[
         "q_len", "kv_len", "tiles", "rows", "resident", "heads", "group", "kv_batch",
-        "stride_rb", "stride_rh", "stride_mb", "stride_mh", "stride_cb", "stride_ch",
+        "stride_rb", "stride_rh", "stride_mb", "stride_mh", "stride_cb", "stride_ch", "level",
     ]
 )  # fmt: skip
 def attention_forward(
@@ -324,7 +324,8 @@ def attention_forward(
     column_starts, column_stops, stride_cb, stride_ch,  # intervals of queries int32 [.., .., KV, 1], strides in keys
     ranges, counts, offsets, index, stride_mb, stride_mh,  # the tile map, strides in tile rows
     patterns, words,  # the numbers of PARTIAL tiles' bits, beside `index`, and the bits, int32 [.., BLOCK_Q, WORDS]
-    order, queue,  # int32 [rows], tile rows in the order of their turn; int32 [1], 0; either may be None
+    order, level,  # int32 [rows + 9]: tile rows in the order of their turn, and entry rows + `level` says how many are long; or None
+    queue,  # int32 [1], 0; or None
     broken,  # int32: 0 where the map's intervals, or bits, hold; 1 where they fail, and no kernel before has done the work
     sinks, peaks,  # [Hq], a logit of each head that has no value; float32 [B, Hq, Q], for the greatest scores; either may be None
 ):  # fmt: skip
@@ -364,7 +365,7 @@ def attention_forward(
         (heads, q_len, kv_len), scale, (score_tables, score_numbers), (lse, sinks, peaks),
     )  # fmt: skip
     loading = (
-        (q, k, v), rings, q_ring, records, bars, q_bars, record_bars, (tiles, rows, resident, heads, kv_len, order), tile_map,
+        (q, k, v), rings, q_ring, records, bars, q_bars, record_bars, (tiles, rows, resident, heads, kv_len, order, level), tile_map,
         (column_starts, column_stops, stride_cb, stride_ch, kv_len), group, kv_batch, queue,
     )  # fmt: skip
     if CONSUMERS == 2:

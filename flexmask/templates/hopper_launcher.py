@@ -1,7 +1,5 @@
 """The host side of the Hopper forward kernel. Copied by `assemble_hopper` into every generated file."""
 
-from functools import lru_cache
-
 import torch
 import triton
 from triton.experimental.gluon import language as gl
@@ -9,6 +7,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDes
 
 from .hopper_forward import attention_forward
 from .hopper_forward_plan import BITS, BLOCK_KV, BLOCK_Q, PADDED_DIM, PADDED_V_DIM, PART, ROWS, SCHEDULE, SCORE, WIDE, WORDS
+from .hopper_turns import long_level, processors
 from .launcher import MAX_INDEX, describe, fits_tma, resident_heads, strides
 
 
@@ -20,14 +19,6 @@ def tiles_of(x, rows, width):
     known = describe(x, rows, width)
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
     return GluonDescriptor(known.base, known.shape, known.strides, known.block_shape, layout)
-
-
-@lru_cache(maxsize=64)
-def processors(device):
-    """How many programs run at a time on a GPU: one a multiprocessor, as each takes most of the shared memory."""
-    if device.type != "cuda":
-        return 1  # where a kernel is only compiled, for a GPU that is not here
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def check_bits(patterns, words):
@@ -49,7 +40,7 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
     `words` int32 [pool, BLOCK_Q, BLOCK_KV / 32]. All are contiguous. `broken` is the flag that a kernel
     looks at which does not always run; `into` the (out, lse) that its partner has filled where this one does nothing. `sinks` [Hq] are
     logits that take part in the softmax and have no value. `peaks`, float32 [B, Hq, Q] contiguous, is filled with the greatest scores.
-    `order` int32 [tile rows] are the tile rows in the order of their turn, by default the last first. `queue` int32 [1] is 0, and again
+    `order` is what `lists.order_lines` says of the tile rows; by default the last comes first. `queue` int32 [1] is 0, and again
     when the kernel is done; it belongs to one launch at a time. Raises ValueError for dropout, for bits that are missing, of other sizes
     or not read, and for tensors that TMA cannot describe.
     """
@@ -87,7 +78,7 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
         row_starts, row_stops, *strides(row_starts, q_len),
         column_starts, column_stops, *strides(column_starts, kv_len),
         ranges, counts, offsets, index, *strides(tile_map, rows), patterns, words,
-        order, queue, broken, None if sinks is None else sinks.contiguous(), peaks,
+        order, long_level(resident, programs), queue, broken, None if sinks is None else sinks.contiguous(), peaks,
         num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return out, lse

@@ -156,6 +156,8 @@ def list_intervals(starts, stops, counts, offsets, index, share, iota, block, ot
 
 # lines that are ranked together
 ORDER_CHUNK = tl.constexpr(128)
+# how many shares of all the work it is told how many lines exceed: 1 / 256, 1 / 128, .. 1
+ORDER_LEVELS = tl.constexpr(9)
 # leading axes whose work is looked at, at most: which line is begun first changes no result
 ORDER_LEADS = 16
 
@@ -187,11 +189,23 @@ def order_kernel(table, order, leads, step, lines, RANGES: tl.constexpr):
         before = (found[None, :] > work[:, None]) | ((found[None, :] == work[:, None]) & (other[None, :] < line[:, None]))
         place += tl.sum((before & (other < lines)[None, :]).to(tl.int32), 1)
     tl.store(order + place, line, mask=line < lines)
+    if tl.program_id(0) == 0:
+        total = 0
+        for begin in range(0, lines, ORDER_CHUNK):
+            found = work_of_lines(table, begin + tl.arange(0, ORDER_CHUNK), leads, step, lines, RANGES)
+            total += tl.sum(tl.maximum(found, 0), 0)
+        level = tl.arange(0, 16)
+        long = tl.zeros([16], tl.int32)
+        for begin in range(0, lines, ORDER_CHUNK):
+            found = work_of_lines(table, begin + tl.arange(0, ORDER_CHUNK), leads, step, lines, RANGES)
+            long += tl.sum((found[None, :] > (total >> tl.maximum(ORDER_LEVELS - 1 - level, 0))[:, None]).to(tl.int32), 1)
+        tl.store(order + lines + level, long, mask=level < ORDER_LEVELS)
 
 
 def order_lines(table, order, ranges):
-    """The lines of a map by the number of tiles they keep, most first, into `order` int32 [lines]. `table` is contiguous int32: the ranges
-    [batch, heads, lines, 4], or the counts [batch, heads, lines, 2]."""
+    """The lines of a map by the number of tiles they keep, most first, into `order` int32 [lines + 9]; behind them how many lines keep more
+    than 1 / 256, 1 / 128, .. 1 of all tiles. `table` is contiguous int32: the ranges [batch, heads, lines, 4], or the counts
+    [batch, heads, lines, 2]."""
     leads, lines = table.shape[0] * table.shape[1], table.shape[2]
     if lines:
         step = triton.cdiv(leads, ORDER_LEADS)

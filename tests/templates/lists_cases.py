@@ -204,9 +204,12 @@ def check_order(case: Order) -> None:
     work = table[..., 3] - table[..., 0] if case.ranges else table.sum(-1)
     leads = work.flatten(0, 1)
     some = leads[:: -(-len(leads) // ORDER_LEADS)].sum(0)
-    order = torch.full((case.shape[2],), -1, dtype=torch.int32)
+    lines = case.shape[2]
+    order = torch.full((lines + 9,), -1, dtype=torch.int32)
     order_lines(table, order, case.ranges)
-    assert order.tolist() == sorted(range(case.shape[2]), key=lambda line: -some[line])
+    assert order[:lines].tolist() == sorted(range(lines), key=lambda line: -some[line])
+    if lines:
+        assert order[lines:].tolist() == [int((some > (some.clamp(min=0).sum() >> 8 - level)).sum()) for level in range(9)]
 
 
 def check_turn(case: Turn) -> None:
