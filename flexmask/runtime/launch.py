@@ -139,7 +139,7 @@ def work_order(tile_map: Any) -> torch.Tensor:
         order: torch.Tensor = tile_map.work_order()
         return order
     lists = _lists()
-    order = torch.empty(table.shape[2] + lists.ORDER_LEVELS.value, dtype=torch.int32, device=table.device)
+    order = torch.empty(table.shape[2] + 2 * lists.ORDER_LEVELS.value, dtype=torch.int32, device=table.device)
     lists.order_lines(table, order, tile_map.ranges is not None)
     return order
 

@@ -57,8 +57,7 @@ class TileMap:
     crossing: Intervals | None = None
 
     def work_order(self) -> torch.Tensor:
-        """int32 [lines + 9]: the lines by the number of tiles they keep, most first; and how many keep more than 1 / 256, 1 / 128, .. 1
-        of all tiles."""
+        """int32 [lines + 18]: the lines by the number of tiles they keep, most first, and what `lists.order_lines` says of long ones."""
         if self.ranges is not None:
             work = self.ranges[..., 3] - self.ranges[..., 0]
         else:
@@ -66,7 +65,9 @@ class TileMap:
             work = self.counts.sum(-1, dtype=torch.int32)
         work = work.sum((0, 1))
         limits = work.sum() >> torch.arange(8, -1, -1, device=work.device)
-        return torch.cat([work.argsort(descending=True, stable=True), (work > limits[:, None]).sum(-1)]).int()
+        long = (work > limits[:, None]).sum(-1)
+        steps = (long > 0).flip(0).cumsum(0).flip(0)
+        return torch.cat([work.argsort(descending=True, stable=True), long, (1 << steps) - 1]).int()
 
     def __repr__(self) -> str:
         form = "range" if self.ranges is not None else "list"

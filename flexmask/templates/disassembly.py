@@ -56,7 +56,7 @@ def undefined_of(text: str) -> tuple[str, ...]:
     """Instructions that may read a uniform register before anything has written it, in the order of the text.
 
     The assembler of CUDA 12.8 merges equal expressions in front of two loops into the first of them, and jumps past it where that loop has
-    nothing to do: descriptors of products are garbage then. A conditional write counts as one.
+    nothing to do: descriptors of products are garbage then. A conditional write counts as one; what is moved is as good as what it was.
     """
     nodes = _flow(text)
     unwritten: list[int | None] = [None] * len(nodes)
@@ -64,15 +64,22 @@ def undefined_of(text: str) -> tuple[str, ...]:
     unwritten[:1] = [_ALL][: len(nodes)]
     while todo:
         i = todo.pop()
-        after, writes, _, _ = nodes[i]
-        left = (unwritten[i] or 0) & ~writes
+        after, writes, reads, text = nodes[i]
+        before = unwritten[i] or 0
+        left = before | writes if _copies(text) and before & reads else before & ~writes
         for j in after:
             known = unwritten[j]
             merged = left if known is None else known | left
             if merged != known:
                 unwritten[j] = merged
                 todo.append(j)
-    return tuple(node[3] for node, bits in zip(nodes, unwritten, strict=True) if bits is not None and node[2] & bits)
+    found = ((text, reads & bits) for (_, _, reads, text), bits in zip(nodes, unwritten, strict=True) if bits)
+    return tuple(text for text, wrong in found if wrong and not _copies(text))
+
+
+def _copies(text: str) -> bool:
+    """Whether an instruction moves a register to another: a value that nobody has written is moved at times, and not looked at."""
+    return "UMOV " in text
 
 
 def _flow(text: str) -> list[_Node]:

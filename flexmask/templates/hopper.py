@@ -18,6 +18,7 @@ join = getattr(gl, "barrier", None) or gl.thread_barrier
 LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
 INFINITY = gl.constexpr(float("inf"))
+LEVELS = gl.constexpr(9)  # as many as `lists.order_lines` has
 
 
 # ---- barriers
@@ -42,15 +43,33 @@ def pass_by(NUMBER: gl.constexpr, THREADS: gl.constexpr):
 
 # ---- turns
 @gluon.jit
-def find_turn(turn, early, lines, resident, heads):
-    """(which line in the order of lines, which head) has this turn: the `early` first lines of all heads, as they are long; then the others
-    of `resident` heads at a time, so that what these read stays in the L2 cache."""
-    later = gl.maximum(turn - early * heads, 0)
-    rest_of = gl.maximum(lines - early, 1) * resident
-    group = later // rest_of
-    rest = later - group * rest_of
-    is_early = turn < early * heads
-    return gl.where(is_early, turn // heads, early + rest // resident), gl.where(is_early, turn % heads, group * resident + rest % resident)
+def long_lines(order, lines, level, valid):
+    """(how many lines are long, of the last how many times the resident heads they go first), from an order of lines and a level of it."""
+    long = 0
+    late = 0
+    if order is not None:
+        long = gl.load(order + lines + level, mask=valid, other=0)
+        late = gl.load(order + lines + level + LEVELS, mask=valid, other=0)
+    return long, late
+
+
+@gluon.jit
+def find_turn(turn, turns, lines, resident, heads):
+    """(which line in the order of lines, which head) has this turn: `resident` heads at a time, so that what these read stays in the L2
+    cache. But the long lines of the last heads (`turns` is what `long_lines` says) go before all others: begun in their turn, they would
+    end after them."""
+    long, late = turns
+    last = gl.minimum(late * resident, heads)
+    first = heads - last
+    later = turn - long * last
+    is_last = later >= first * lines
+    at = gl.maximum(gl.where(is_last, later - first * lines, later), 0)
+    span = gl.where(is_last, gl.maximum(lines - long, 1), lines) * resident
+    rest = at % span
+    line = gl.where(is_last, long, 0) + rest // resident
+    head = gl.where(is_last, first, 0) + at // span * resident + rest % resident
+    some = gl.maximum(last, 1)
+    return gl.where(later < 0, turn // some, line), gl.where(later < 0, first + turn % some, head)
 
 
 # ---- halves

@@ -23,7 +23,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from .backward import is_idle
-from .hopper import LOG2E, find_turn, in_fours, meet, tma_store, to_half
+from .hopper import LOG2E, find_turn, in_fours, long_lines, meet, tma_store, to_half
 from .hopper_backward_load import field, produce
 from .hopper_backward_plan import (
     BITS,
@@ -230,10 +230,8 @@ def stands_down(broken):
 def place_of(order, level, columns, heads, resident):
     """(block column, batch entry, head) of this program; block columns in the given order, or the first one first, as under causal masks it
     has the most work."""
-    early = 0
-    if order is not None:
-        early = gl.load(order + columns + level)
-    n, head = find_turn(gl.program_id(0), early, columns, resident, gl.num_programs(0) // columns)
+    turns = long_lines(order, columns, level, True)
+    n, head = find_turn(gl.program_id(0), turns, columns, resident, gl.num_programs(0) // columns)
     if order is not None:
         n = gl.load(order + n)
     return n, head // heads, head % heads
@@ -299,7 +297,7 @@ def attention_backward(
     starts, stops, stride_ib, stride_ih,  # intervals of keys (crossed: of queries), int32 [.., .., length, PIECES]; strides in entries
     ranges, counts, offsets, index, stride_mb, stride_mh,  # the tile map by columns, strides in block columns
     patterns, words_desc,  # the numbers of PARTIAL tiles' bits, beside `index`, and the bits
-    order, level,  # int32 [columns + 9]: block columns as they are begun, and entry columns + `level` says how many are long; or None
+    order, level,  # as `lists.order_lines` gives it, and which of its levels says how many block columns are long; or None
     broken,  # int32: 0 where the map's intervals hold
 ):  # fmt: skip
     """One block column of dk and dv, over its `readers`: the query heads, of all batch entries where K has one for them; and its share of

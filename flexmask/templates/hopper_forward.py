@@ -324,7 +324,7 @@ def attention_forward(
     column_starts, column_stops, stride_cb, stride_ch,  # intervals of queries int32 [.., .., KV, 1], strides in keys
     ranges, counts, offsets, index, stride_mb, stride_mh,  # the tile map, strides in tile rows
     patterns, words,  # the numbers of PARTIAL tiles' bits, beside `index`, and the bits, int32 [.., BLOCK_Q, WORDS]
-    order, level,  # int32 [rows + 9]: tile rows in the order of their turn, and entry rows + `level` says how many are long; or None
+    order, level,  # as `lists.order_lines` gives it, and which of its levels says how many tile rows are long; or None
     queue,  # int32 [1], 0; or None
     broken,  # int32: 0 where the map's intervals, or bits, hold; 1 where they fail, and no kernel before has done the work
     sinks, peaks,  # [Hq], a logit of each head that has no value; float32 [B, Hq, Q], for the greatest scores; either may be None

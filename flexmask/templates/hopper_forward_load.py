@@ -6,7 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from .hopper import find_turn, tma_load
+from .hopper import find_turn, long_lines, tma_load
 from .hopper_forward_plan import (
     ALL,
     BITS,
@@ -134,12 +134,12 @@ def any_tile(tile_map, i, part_at, part, full_at, full):
 
 
 @gluon.jit
-def find_tile(turn, early, call, tile_map):
+def find_tile(turn, turns, call, tile_map):
     """(tile row, batch entry, head, and its walk) of tile number `turn`; tile rows in the given order, or the last one first."""
     tiles, rows, resident, heads, kv_len, order, _ = call
     valid = tiles > 0  # where there is nothing to do, the map and the order may name places that do not exist
     turn = gl.maximum(gl.minimum(turn, tiles - 1), 0)  # there may be none left: any tile then, which is not used
-    line, head = find_turn(turn, early, rows, resident, gl.maximum(tiles // rows, 1))
+    line, head = find_turn(turn, turns, rows, resident, gl.maximum(tiles // rows, 1))
     if order is None:
         m = rows - 1 - line
     else:
@@ -209,13 +209,11 @@ def produce(sources, rings, q_ring, records, bars, q_bars, record_bars, call, ti
     q, k, v = sources
     q_full, q_empty = q_bars
     tiles = call[0]
-    early = 0
-    if call[5] is not None:
-        early = gl.load(call[5] + call[1] + call[6], mask=tiles > 0, other=0)
+    turns = long_lines(call[5], call[1], call[6], tiles > 0)
     at = 0
     number = 0
     turn = gl.program_id(0)
-    m, b, h, first, part_at, part, full_at, full, pattern = find_tile(turn, early, call, tile_map)
+    m, b, h, first, part_at, part, full_at, full, pattern = find_tile(turn, turns, call, tile_map)
     while turn < tiles:
         publish(records, record_bars[0], record_bars[1], number, m, b, h, first, part_at, part, full_at, full, pattern)
         buffer = (number % Q_STAGES) * CONSUMERS
@@ -247,7 +245,7 @@ def produce(sources, rings, q_ring, records, bars, q_bars, record_bars, call, ti
         else:
             turn += gl.num_programs(0)
         next_m, next_b, next_h, next_first, next_part_at, next_part, next_full_at, next_full, next_pattern = find_tile(
-            turn, early, call, tile_map
+            turn, turns, call, tile_map
         )
         for i in range(early, count):
             tile = following

@@ -13,6 +13,6 @@ def processors(device):
 
 
 def long_level(resident, programs):
-    """Which of the counts behind an order of lines says how many lines are long: those with more work than each program has while
-    `resident` heads are walked. Begun with the last heads, such a line would end after all the others."""
-    return min(8, max(0, (256 * resident - 1) // programs).bit_length())
+    """Which level behind an order of lines (`lists.order_lines`) tells of those with more work than each program has while `resident` heads
+    are walked: begun with the last heads, such a line would end after all the others."""
+    return min(8, ((256 * resident - 1) // programs).bit_length())

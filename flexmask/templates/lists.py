@@ -200,11 +200,15 @@ def order_kernel(table, order, leads, step, lines, RANGES: tl.constexpr):
             found = work_of_lines(table, begin + tl.arange(0, ORDER_CHUNK), leads, step, lines, RANGES)
             long += tl.sum((found[None, :] > (total >> tl.maximum(ORDER_LEVELS - 1 - level, 0))[:, None]).to(tl.int32), 1)
         tl.store(order + lines + level, long, mask=level < ORDER_LEVELS)
+        above = ((long > 0) & (level < ORDER_LEVELS)).to(tl.int32)
+        steps = tl.sum((level[None, :] >= level[:, None]).to(tl.int32) * above[None, :], 1)
+        tl.store(order + lines + ORDER_LEVELS + level, (1 << steps) - 1, mask=level < ORDER_LEVELS)
 
 
 def order_lines(table, order, ranges):
-    """The lines of a map by the number of tiles they keep, most first, into `order` int32 [lines + 9]; behind them how many lines keep more
-    than 1 / 256, 1 / 128, .. 1 of all tiles. `table` is contiguous int32: the ranges [batch, heads, lines, 4], or the counts
+    """The lines of a map by the number of tiles they keep, most first, into `order` int32 [lines + 18]; behind them, for the levels
+    1 / 256, 1 / 128, .. 1, how many lines keep more than this share of all tiles; and then how many times this share the greatest keeps at
+    most (a power of two), less 1. `table` is contiguous int32: the ranges [batch, heads, lines, 4], or the counts
     [batch, heads, lines, 2]."""
     leads, lines = table.shape[0] * table.shape[1], table.shape[2]
     if lines:

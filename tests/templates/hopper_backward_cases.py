@@ -38,7 +38,8 @@ class Case:
     keeps: Callable[..., Tensor] | None = None
     sizes: tuple[int, ...] = (1, 2, 1, 200, 220)  # batch, heads, key heads, queries, keys
     entries: int = 0  # batch entries of keys and values, if not as many as of queries
-    # "order": block columns are begun in another order; "transposed": tensors are [B, N, H, D] in memory; "low": all scores are
+    # "order": block columns are begun in another order; "apart": heads are taken one at a
+    # time; "transposed": tensors are [B, N, H, D] in memory; "low": all scores are low
     given: tuple[str, ...] = ()
     score: Score | None = None
 
@@ -102,6 +103,8 @@ CASES: dict[str, Case] = {
     "full, transposed": Case({"head_dim": 128}, given=("transposed",)),
     "full, low scores": Case({"head_dim": 128}, given=("low",)),
     "causal": Case({"head_dim": 128, **RANGE}, causal),
+    "heads apart": Case({"head_dim": 128, **RANGE}, causal, (2, 4, 2, 300, 500), given=("order", "apart")),
+    "heads apart, narrow": Case({"head_dim": 64, **LIST, "pieces": 2}, two, (2, 3, 3, 300, 500), given=("order", "apart")),
     "causal, narrow": Case({"head_dim": 64, **RANGE}, causal, sizes=(1, 4, 1, 300, 300), given=("order",)),
     "causal, float16": Case({"head_dim": 128, "dtype": "float16", **RANGE}, causal, given=("order",)),
     "causal, one batch entry of keys": Case({"head_dim": 64, **RANGE}, causal, (3, 2, 2, 150, 150), entries=1),
@@ -296,11 +299,16 @@ def tables_of(case: Case, device: str) -> list[Tensor]:
     return made
 
 
+ALL_HEADS = "RESIDENT_BYTES = 24 * 1024 * 1024\n"
+
+
 def source_of(case: Case) -> str:
     """The file of a case's kernel."""
     plan = plan_of(case)
     if case.score is None:
-        return assemble_hopper_backward(plan)
+        source = assemble_hopper_backward(plan)
+        assert ALL_HEADS in source
+        return source.replace(ALL_HEADS, "RESIDENT_BYTES = 1\n") if "apart" in case.given else source
     dtypes = {"kinds": (1, "int64"), "special": (1, "bool")}
     spec = CaptureSpec(tuple(TensorSpec(name, *dtypes.get(name, (len(name), "float32"))) for name in case.score.tables))
     return assemble_hopper_backward(plan, emit_column("score", expression(case.score), spec), [f"score {case.score.text}"])
@@ -338,7 +346,7 @@ def run(case: Case, device: str = "cuda", loaded: Callable[[Case], Any] = load_m
     scale, given, tables = plan.head_dim**-0.5, column_map(plan, keep), tables_of(case, device)
     if "order" in case.given:
         columns = -(-k.shape[2] // plan.block_kv)
-        given["order"] = torch.tensor([*reversed(range(columns)), *[2] * 9], dtype=torch.int32, device=device)  # two of them are long
+        given["order"] = torch.tensor([*reversed(range(columns)), *[2] * 9, *[1] * 9], dtype=torch.int32, device=device)  # two are long
     out, lse, wanted = dense(q, k, v, dout, keep, scale, case.score, tables)
     if plan.runs != "always":
         given["broken"] = torch.full((1,), int(plan.runs == "fail"), dtype=torch.int32, device=device)

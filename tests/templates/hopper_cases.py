@@ -31,7 +31,7 @@ class Case:
     sizes: tuple[int, ...] = (1, 2, 1, 300, 300)  # batch, heads, key heads, queries, keys
     change: Given = field(default_factory=dict)
     batch_of_keys: int | None = None
-    given: tuple[str, ...] = ()  # sinks, peaks, order, broken
+    given: tuple[str, ...] = ()  # sinks, peaks, order, broken; "apart": heads are taken one at a time
     scale: float = 0.25
     score: str = ""
     kept: Callable[[int, int, int, int], torch.Tensor] | None = None
@@ -107,6 +107,14 @@ CASES: dict[str, Case] = {
         {"head_dim": 64, **LIST, "pieces": 2}, two, (1, 2, 2, 500, 500),
         {"block_q": 192, "consumer_registers": 160, "producer_registers": 32},
     ),
+    "heads apart": Case({"head_dim": 64, **RANGE}, causal, (2, 4, 2, 500, 500), given=("order", "apart")),
+    "heads apart, by stride": Case(
+        {"head_dim": 64, **LIST, "pieces": 2, "schedule": "stride"}, two, (2, 3, 1, 600, 500), given=("order", "apart")
+    ),
+    "heads apart, by grid": Case(
+        {"head_dim": 64, **BITS, "schedule": "grid"}, None, (1, 3, 1, 400, 300), kept=scattered, given=("order", "apart")
+    ),
+    "heads apart, in their own order": Case({"head_dim": 64, **LIST, "crossed": True}, evicted, (1, 3, 1, 500, 520), given=("apart",)),
     "three": Case({"head_dim": 64, "dtype": "float16", **LIST, "pieces": 3}, three, (2, 2, 1, 400, 600), given=("sinks", "peaks", "order")),
     "other head dims": Case({"head_dim": 72, "v_head_dim": 104, **RANGE}, window, batch_of_keys=1, sizes=(2, 2, 1, 200, 200)),
     "crossed": Case({"head_dim": 64, **LIST, "crossed": True}, evicted, (1, 2, 1, 500, 520)),
@@ -182,6 +190,9 @@ def changed(score: str, s: torch.Tensor, tables: list[torch.Tensor]) -> torch.Te
     return s * tables[0].double()[..., None] + tables[1].double() if score == "gate" else s
 
 
+ALL_HEADS = "RESIDENT_BYTES = 24 * 1024 * 1024\n"
+
+
 def plan_of(case: Case) -> HopperPlan:
     plan = plan_hopper(**case.plan)
     assert not isinstance(plan, str), plan
@@ -190,7 +201,8 @@ def plan_of(case: Case) -> HopperPlan:
 
 def source_of(case: Case, plan: HopperPlan | None = None) -> str:
     text = emit_function(case.score, SCORES[case.score][0], SCORES[case.score][1], "score") if case.score else None
-    return assemble_hopper(plan or plan_of(case), text, [case.score] if case.score else [])
+    source = assemble_hopper(plan or plan_of(case), text, [case.score] if case.score else [])
+    return source.replace(ALL_HEADS, "RESIDENT_BYTES = 1\n") if "apart" in case.given else source
 
 
 def intervals_of(case: Case, crossed: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -288,7 +300,7 @@ def arguments(case: Case, plan: HopperPlan) -> Given:
         given["peaks"] = torch.full(case.sizes[:2] + case.sizes[3:4], float("nan"))
     if "order" in case.given:
         rows = -(-q_len // plan.block_q)
-        given["order"] = torch.tensor([*range(rows), *[min(1, rows)] * 9], dtype=torch.int32)  # one of them is long
+        given["order"] = torch.tensor([*range(rows), *[1] * 18], dtype=torch.int32)  # one of them is long, in the last heads
     for flag in (0, 1, 2):
         if f"broken {flag}" in case.given:
             given["broken"] = torch.tensor([flag], dtype=torch.int32)

@@ -205,11 +205,13 @@ def check_order(case: Order) -> None:
     leads = work.flatten(0, 1)
     some = leads[:: -(-len(leads) // ORDER_LEADS)].sum(0)
     lines = case.shape[2]
-    order = torch.full((lines + 9,), -1, dtype=torch.int32)
+    order = torch.full((lines + 18,), -1, dtype=torch.int32)
     order_lines(table, order, case.ranges)
     assert order[:lines].tolist() == sorted(range(lines), key=lambda line: -some[line])
     if lines:
-        assert order[lines:].tolist() == [int((some > (some.clamp(min=0).sum() >> 8 - level)).sum()) for level in range(9)]
+        long = [int((some > (some.clamp(min=0).sum() >> 8 - level)).sum()) for level in range(9)]
+        assert order[lines : lines + 9].tolist() == long
+        assert order[lines + 9 :].tolist() == [2 ** sum(n > 0 for n in long[level:]) - 1 for level in range(9)]
 
 
 def check_turn(case: Turn) -> None:

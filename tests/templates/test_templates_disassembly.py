@@ -56,6 +56,18 @@ def test_a_kernel_that_writes_before_it_reads():
     assert undefined_of("") == ()
 
 
+def test_what_is_moved_is_looked_at_where_it_is_used():
+    moved = MERGED.replace("{}gdesc[UR24]", "gdesc[UR40]").format("@!P0")
+    moved = moved.replace(
+        "        /*0090*/",
+        "        /*0088*/                   UMOV UR40, UR24 ;\n        /*0089*/                   UMOV UR41, UR25 ;\n        /*0090*/",
+    )
+    assert undefined_of(moved.replace("UIADD3.64 UR26, UR4", "UIADD3.64 UR42, UR4")) == (
+        "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR40], R24, gsb0 ;",
+    )
+    assert undefined_of(moved.replace("gdesc[UR40]", "R4, gdesc[UR2]").replace("UIADD3.64 UR26, UR4", "UIADD3.64 UR4, UR4")) == ()
+
+
 def test_every_branch_of_a_switch_is_followed():
     assert undefined_of(SWITCH) == ("SYNCS.ARRIVE.TRANS64.A1T0 RZ, [UR6+0x20], RZ ;",)
     assert undefined_of(SWITCH.replace(",.L_x_3", "")) == ()

@@ -63,6 +63,8 @@ MISTAKES = {
         "load_cuts(cut_ring.index(slot), cut, b, h, tile, m + 1)",
     ),
     "a queue that is not reset": ("if taken == tiles - 1:", "if taken == tiles:"),
+    "apart, long lines that are forgotten on the way": ("turn, turns, call, tile_map\n", "turn, (0, 0), call, tile_map\n"),
+    "apart, a long line that comes twice": ("gl.where(is_last, long, 0) + rest", "rest"),
     "bits of another tile": ("gl.load(tile_map[6] + part_at + i,", "gl.load(tile_map[6] + part_at + i - 1,"),
     "bits where the first tile is FULL": ("gl.where(full > 0, ALL, NOTHING)", "0"),
     "bits of the first warpgroup for all": ("* BLOCK_Q + W * ROWS) * WORDS", "* BLOCK_Q) * WORDS"),
@@ -80,7 +82,8 @@ def test_the_simulation_notices(mistake, monkeypatch):
     monkeypatch.setattr(hopper_on_cpu, "PATIENCE", 0.5)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     right, wrong = MISTAKES[mistake]
-    case = CASES["bits" if mistake.startswith("bits") else "192, window" if mistake.startswith("wide") else "crossed"]
+    kinds = {"bits": "bits", "wide": "192, window", "apart": "heads apart"}
+    case = CASES[next((case for kind, case in kinds.items() if mistake.startswith(kind)), "crossed")]
     text = source_of(case)
     assert right in text
     module = hopper_on_cpu.loaded(text.replace(right, wrong))
@@ -108,7 +111,7 @@ def test_registers_are_not_spilled(compiled, case):
     of kernels that read bits, and where the output of a wide head leaves few registers."""
     wide = plan_of(hopper_compiled.CASES[case]).wide
     assert compiled[case]["loop_spills"] <= (40 if "gate" in case else 4 if wide else 0)
-    few = {"gate": 160, "192/128, gate": 180, "three warpgroups": 64}
+    few = {"gate": 160, "192/128, gate": 180, "256, gate": 140, "three warpgroups": 64}
     assert compiled[case]["spills"] <= few.get(case, 100 if wide else 40)
 
 
@@ -129,7 +132,7 @@ def test_products_stay_asynchronous(compiled, case):
 def test_the_softmax_hides_behind_products(compiled, case):
     """The assembler does not move the wait for P V up past the exponentials of FULL tiles; three warpgroups have no registers for that."""
     plan = plan_of(hopper_compiled.CASES[case])
-    exponentials = plan.block_kv // 2 + 4  # of a thread, in a step; here and there one more by row
+    exponentials = (plan.block_kv // 2 + 4) * (1 + plan.score)  # of a thread, in a step; here and there one more by row
     masked = 2 * exponentials if plan.map_form != "none" else 0
     assert compiled[case]["exposed"] <= masked or plan.consumers == 3
 
