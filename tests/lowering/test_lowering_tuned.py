@@ -98,7 +98,7 @@ def test_there_is_no_plan_with_other_fields_or_too_much_memory(sizes):
 def test_classes_of_masks(form):
     plan = plan_forward(64, **MAPS[form]) if form == "list evaluated" else plan_hopper(64, **MAPS[form])
     assert mask_class(plan, narrow=False) == form
-    assert mask_class(plan, narrow=True) == (f"{form} narrow" if form == "range 1" else form)
+    assert mask_class(plan, narrow=True) == (f"{form} narrow" if form in ("range 1", "list bits") else form)
 
 
 def test_scores_are_classes_of_their_own():

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from flexmask import masks
 from flexmask.frontend import trace
 from flexmask.lowering import KernelPlan, candidates, plan_backward, plan_forward
 from flexmask.lowering.tuned import differences
@@ -258,6 +259,13 @@ def test_sizes_from_the_table_say_so(store):
     (bits,) = [choice for choice in choose(store, asked(documents), PLANNED_FOR) if getattr(choice.plan, "bits", False)]
     assert (bits.plan.block_q, bits.plan.block_kv) == (128, 64)
     assert bits.sizes.startswith("from the table (NVIDIA H200, 2026-11-21")
+
+
+def test_bits_have_small_tiles_only_where_rows_keep_little(store):
+    spans = torch.tensor([-1] * 100 + [0] * 50 + [-1] * 100, dtype=torch.int32)
+    mostly_full = choose(store, asked(masks.qk_sparse(spans).function), PLANNED_FOR)
+    (bits,) = [choice for choice in mostly_full if getattr(choice.plan, "bits", False)]
+    assert (bits.plan.block_q, bits.plan.block_kv) == (128, 128) and bits.sizes == ""
 
 
 def test_the_chains_of_a_backward_pass(store):
