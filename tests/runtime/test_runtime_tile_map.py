@@ -99,6 +99,14 @@ def test_the_map_describes_itself():
     assert made.to_dense().tolist() == [[[[True, False], [True, True]]]]
 
 
+def test_lines_by_their_work():
+    """Four lines of 1 to 4 tiles, of 10 in all: how many have more than 10 / 256, .. 10 / 4, 10 / 2, 10, and the reach of the longest."""
+    order = built("causal", 64, 64, 16, 16).work_order().tolist()
+    assert order[:4] == [3, 2, 1, 0]
+    assert order[4:13] == [4, 4, 4, 4, 4, 3, 2, 0, 0]
+    assert order[13:] == [127, 63, 31, 15, 7, 3, 1, 0, 0]
+
+
 def test_a_promise_is_believed():
     name = "sorted documents"
     assert built(name, 100, 100, 16, 16, promised=frozenset({0})).ranges is not None

@@ -40,6 +40,8 @@ def compiled(name: str) -> dict[str, Any]:
     plan = plan_of(case)
     module, (q, k, v, dout), given = load_module(case), tensors(case, plan, "cpu"), column_map(plan, mask_of(case, "cpu"))
     given["score_captures"] = module.pack(tables_of(case, "cpu"), [])
+    if plan.map_form != "none":
+        given["order"] = torch.zeros(-(-k.shape[2] // plan.block_kv) + 18, dtype=torch.int32)
     if plan.runs != "always":
         given["broken"] = torch.zeros(1, dtype=torch.int32)
 

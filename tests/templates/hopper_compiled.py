@@ -71,9 +71,10 @@ def main(names: list[str]) -> None:
             path = Path(folder) / f"kernel_{number}.py"
             path.write_text(source_of(case, plan))
             extras: dict[str, Any] = {}
+            if plan.map_form != "none":
+                extras["order"] = torch.zeros(-(-offline.LENGTH // plan.block_q) + 18, dtype=torch.int32)
             if "extras" in case.given:
-                order = torch.zeros(-(-offline.LENGTH // plan.block_q) + 18, dtype=torch.int32)
-                extras = {"sinks": torch.zeros(4), "peaks": torch.zeros(2, 4, offline.LENGTH), "order": order}
+                extras |= {"sinks": torch.zeros(4), "peaks": torch.zeros(2, 4, offline.LENGTH)}
             tables = (tables_of(case.score, 4, offline.LENGTH, offline.LENGTH), ())
             results[name] = asdict(offline.compile_hopper_offline(load_module(path), plan, tables, extras))
     json.dump(results, sys.stdout)

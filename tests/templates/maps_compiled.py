@@ -6,7 +6,6 @@ import json
 import re
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from flexmask.ir import parse
 from flexmask.lowering import CaptureSpec, emit_function, emit_values
 from flexmask.runtime.launch import load as load_module
 from flexmask.templates.assemble import assemble_tiles
-from flexmask.templates.offline import _INSTRUCTION, _compiling_for, _run_on
+from flexmask.templates.disassembly import opcodes_of
+from flexmask.templates.offline import _compiling_for, _run_on
 
 EVICT = "(kv_idx <= q_idx) & (q_idx < t0[b, kv_idx])"
 BUSY = (
@@ -64,7 +64,7 @@ def compiled(launch: tuple[Any, Any, Any], arch: int) -> Any:
 
 
 def facts_of(made: Any) -> dict[str, int]:
-    opcodes = Counter(_INSTRUCTION.findall(_run_on(made.asm["cubin"], "nvdisasm", "-c")))
+    opcodes = opcodes_of(_run_on(made.asm["cubin"], "nvdisasm", "-c"))
     usage = re.search(r"REG:(\d+)", _run_on(made.asm["cubin"], "cuobjdump", "-res-usage"))
     assert usage is not None and opcodes
     return {"registers": int(usage[1]), "spills": opcodes["LDL"] + opcodes["STL"]}

@@ -6,7 +6,6 @@ import json
 import re
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,8 @@ import torch
 from survey_cases import BY_BATCH, CASES, CAUSAL, DOCUMENT, SCATTERED, Case, buffers, documents, runs
 
 from flexmask.runtime.launch import load as load_module
-from flexmask.templates.offline import _INSTRUCTION, _compiling_for, _run_on
+from flexmask.templates.disassembly import opcodes_of
+from flexmask.templates.offline import _compiling_for, _run_on
 
 LARGE: dict[str, Any] = {"sizes": (1, 1, 500, 700), "blocks": (128, 128)}
 COMPILED: dict[str, Case] = {
@@ -53,7 +53,7 @@ def compiled(module: Any, case: Case, arch: int) -> tuple[Any, int]:
 
 def facts_of(module: Any, case: Case, arch: int) -> dict[str, int]:
     made, warps = compiled(module, case, arch)
-    opcodes = Counter(_INSTRUCTION.findall(_run_on(made.asm["cubin"], "nvdisasm", "-c")))
+    opcodes = opcodes_of(_run_on(made.asm["cubin"], "nvdisasm", "-c"))
     usage = re.search(r"REG:(\d+)", _run_on(made.asm["cubin"], "cuobjdump", "-res-usage"))
     assert usage is not None and opcodes
     return {"registers": int(usage[1]), "spills": opcodes["LDL"] + opcodes["STL"], "warps": warps}
