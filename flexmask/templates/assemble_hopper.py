@@ -10,11 +10,8 @@ from functools import lru_cache
 from ..lowering.plan_hopper import HopperPlan
 from .assemble import _comments, _functions, _helpers, _join, _sections
 
-HOPPER_IMPORTS = """from functools import lru_cache
-
-import torch
+HOPPER_IMPORTS = """import torch
 import triton
-import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait

@@ -259,8 +259,8 @@ def produce(sources, rings, q_ring, records, bars, q_bars, record_bars, call, ti
 
 
 @gluon.jit
-def field(record, I: gl.constexpr):
-    return gl.sum(gl.where(gl.arange(0, FIELDS, record.type.layout) == I, record, 0), axis=0)
+def field(record, NUMBER: gl.constexpr):
+    return gl.sum(gl.where(gl.arange(0, FIELDS, record.type.layout) == NUMBER, record, 0), axis=0)
 
 
 @gluon.jit

@@ -183,17 +183,15 @@ def order_kernel(table, order, leads, step, lines, RANGES: tl.constexpr):
     line = tl.program_id(0) * ORDER_CHUNK + tl.arange(0, ORDER_CHUNK)
     work = work_of_lines(table, line, leads, step, lines, RANGES)
     place = tl.zeros([ORDER_CHUNK], tl.int32)
+    total = 0
     for begin in range(0, lines, ORDER_CHUNK):
         other = begin + tl.arange(0, ORDER_CHUNK)
         found = work_of_lines(table, other, leads, step, lines, RANGES)
+        total += tl.sum(tl.maximum(found, 0), 0)
         before = (found[None, :] > work[:, None]) | ((found[None, :] == work[:, None]) & (other[None, :] < line[:, None]))
         place += tl.sum((before & (other < lines)[None, :]).to(tl.int32), 1)
     tl.store(order + place, line, mask=line < lines)
     if tl.program_id(0) == 0:
-        total = 0
-        for begin in range(0, lines, ORDER_CHUNK):
-            found = work_of_lines(table, begin + tl.arange(0, ORDER_CHUNK), leads, step, lines, RANGES)
-            total += tl.sum(tl.maximum(found, 0), 0)
         level = tl.arange(0, 16)
         long = tl.zeros([16], tl.int32)
         for begin in range(0, lines, ORDER_CHUNK):

@@ -111,17 +111,16 @@ def test_nothing_is_waited_for():
 def test_new_lengths_and_windows_use_the_same_kernel():
     from flexmask.runtime.store import default_store
 
-    # a batch that no other test has, as a call that is repeated from a record looks for no kernel
-    attn = lambda n, w: flexmask.attention(*tensors(5, 2, 2, n, n, 64, 64, torch.bfloat16), mask=masks.sliding_window(w))
+    default_store().clear()
+    attn = lambda n, w: flexmask.attention(*tensors(1, 2, 2, n, n, 64, 64, torch.bfloat16), mask=masks.sliding_window(w))
     attn(200, 30)
-    before = flexmask.cache_info()
+    ((kernel,),) = default_store()._kernels.values()
+    compiled = lambda: sum(len(cache[0]) for cache in kernel.module.attention_forward.device_caches.values())
+    before, first = flexmask.cache_info(), compiled()
     for n, w in ((201, 31), (512, 16), (1, 1), (64, 1000)):
         attn(n, w)
     assert flexmask.cache_info()["builds"] == before["builds"]
-    kernels = [x[0] for x in default_store()._kernels.values() if isinstance(x, list) and hasattr(x[0], "plan")]
-    (kernel,) = [x for x in kernels if x.plan.map_form == "range" and x.plan.dtype == "bfloat16"][:1]
-    caches = kernel.module.attention_forward.device_caches
-    assert all(len(cache[0]) <= 2 for cache in caches.values()), "Triton compiled anew for a length"
+    assert 1 <= first <= compiled() <= first + 1, "Triton compiled anew for a length"
 
 
 def test_nan_stays_in_its_row():

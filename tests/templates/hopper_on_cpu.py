@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -360,7 +359,7 @@ gluon = SimpleNamespace(jit=lambda function=None, **options: function or Kernel,
 NAMES = {
     "gl": gl, "gluon": gluon, "mbarrier": mbarrier, "fence_async_shared": lambda: None, "warpgroup_mma": multiply,
     "warpgroup_mma_wait": await_products, "GluonDescriptor": Descriptor, "TensorDescriptor": TensorDescriptor, "torch": torch,
-    "triton": triton, "lru_cache": lru_cache,
+    "triton": triton,
     "tma": SimpleNamespace(async_load=tma_load, async_store=tma_store, store_wait=store_wait),
 }  # fmt: skip
 

@@ -164,6 +164,16 @@ def test_files_of_narrow_plans_say_nothing_of_wide_ones():
     assert "if kind" in decided("if kind:\n    a()", True) and decided("if not WIDE:\n    a()\nb()", True) == "b()"
 
 
+@pytest.mark.parametrize("case", ["full", "three", "crossed", "bits", "gate", "256, bits"])
+def test_files_name_what_they_use_and_are_formatted(case, tmp_path):
+    """Rules of style beyond that are left out: Triton specialises an `if`, so that two of them may not be joined."""
+    (tmp_path / "kernel.py").write_text(source_of(CASES[case]))
+    for command in (["check", "--select", "E,F,I"], ["format", "--check", "--diff"]):
+        ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--line-length", "140", "kernel.py"]
+        done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
 def test_a_file_says_what_it_is_and_needs_no_flexmask():
     text = assemble_hopper(plan_hopper(128, map_form="range", pieces=1), header=["mask causal"])
     assert text.startswith("# mask causal\n# plan: hopper forward D128 bfloat16 sm_90, range map, 1 interval a row")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hopper_cases import CASES, source_of
 
+from flexmask.templates import hopper, lists
 from flexmask.templates.hopper_turns import long_level
 
 find_turn = hopper_on_cpu.loaded(source_of(CASES["full"])).find_turn
@@ -28,14 +29,16 @@ def test_every_line_of_every_head_has_one_turn(lines, resident, heads):
             first = found[: long * last]
             assert first == [(line, head) for line in range(long) for head in range(heads - last, heads)]
             rest = found[long * last :]
-            assert rest == sorted(
-                rest, key=lambda turn: (turn[1] // resident if last in (0, heads) else (turn[1] - heads) // resident, *turn)
-            )
+            assert rest == sorted(rest, key=lambda turn: (turn[1] // resident, *turn))
 
 
 def test_without_long_lines_heads_come_in_groups():
     assert turns_of(0, 0, 2, 2, 4) == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
     assert turns_of(0, 7, 1, 1, 3) == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_kernels_know_how_many_levels_there_are():
+    assert hopper.LEVELS.value == lists.ORDER_LEVELS.value
 
 
 @pytest.mark.parametrize("resident", [1, 2, 3, 6, 32])
