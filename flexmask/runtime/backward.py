@@ -76,15 +76,15 @@ def run_triton(
             peaks=work.peaks, sinks=extras.sinks, dropout=extras.dropout, fused=work.fused,
         )  # fmt: skip
 
-    work = find_work(
+    ready = find_work(
         store, request, saved.q, target, scatter, start=lambda work: start(work, _buffers(request, saved.q, scatter, work.rows)),
         heavy=bool(extras.dropout_p) and target.arch >= 90,  # hashes beside two accumulators: larger tiles would spill registers
     )  # fmt: skip
-    buffers = _buffers(request, saved.q, scatter, work.rows)
+    work, buffers = ready.work, _buffers(request, saved.q, scatter, ready.work.rows)
     inputs = (*saved, dout, *([] if dlse is None else [dlse]), *extras.tensors)
-    given = (scale, dlse is None, extras.kind, *captures[1][0])
+    given = (scale, dlse is None, extras.kind, *captures[0][1], *captures[1][1])
     # what the gradients of tables are added to is not made within a replay
-    found: Any = start(work, buffers) if scatter else work.replays.run(given, inputs, lambda: start(work, buffers))
+    found: Any = start(work, buffers) if scatter else ready.replays.run(given, inputs, lambda: start(work, buffers), ready.standing)
     dq, dk, dv, sinks = found
     return Gradients(dq, dk, dv, buffers.result(wanted), sinks)
 

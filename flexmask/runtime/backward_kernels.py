@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from . import launch, tuning
 from .choice import DETERMINISTIC, FREE, INTERPRETED, Target, arch_of, is_narrow
 from .maps import find_device_maps, find_map, host_variant
 from .recipes import captures_of
-from .replay import Replays
+from .replay import Replays, Standing
 from .request import Request
 from .store import Store, code_fingerprint
 from .tile_map import TileMap
@@ -47,7 +47,19 @@ class Work:
     rows: Sequence[Pass]
     columns: Sequence[Pass]
     peaks: Sequence[Pass]
-    replays: Replays = field(default_factory=Replays)
+
+    @property
+    def passes(self) -> tuple[Sequence[Pass], ...]:
+        return self.fused, self.rows, self.columns, self.peaks
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The work, how calls of its kernels are repeated, and what of its maps stays from call to call."""
+
+    work: Work
+    replays: Replays
+    standing: Standing
 
 
 # starts the kernels for the tensors of a call
@@ -56,16 +68,19 @@ Start = Callable[[Work], Sequence[torch.Tensor | None]]
 
 def find_work(
     store: Store, request: Request, q: torch.Tensor, target: Target, scatter: str, heavy: bool, start: Start | None = None
-) -> Work:
+) -> Ready:
     """What a call's structure and shapes need. `scatter` says how gradients of captured tables are added up, if they are wanted; `heavy`
     kernels for dk and dv hold more than their mods need. `start` is what measuring would need."""
 
-    def make() -> Work:
+    def make() -> Ready:
         tuned = tuning.find(store, request, q.device, subject(store, request, q, target, scatter, heavy, start))
-        return _prepared(store, request, q, plan_work(store, request, q.device, target, scatter, heavy, tuned))
+        work = _prepared(store, request, q, plan_work(store, request, q.device, target, scatter, heavy, tuned))
+        names = tuple([tuple([module.__name__ for module, _ in chain]) for chain in work.passes])
+        replays: Replays = store.kernel(("replays", q.device, names), Replays)
+        return Ready(work, replays, replays.standing([maps for chain in work.passes for _, maps in chain], request.tables))
 
     key = ("backward", request.shapes, request.autotune, target, q.device, scatter, heavy)
-    found: Work = store.launches(key, (request.mask, request.score), make)
+    found: Ready = store.launches(key, request.mask, request.score, make)
     return found
 
 

@@ -114,12 +114,16 @@ class _Described:
     swizzle: int
 
 
+# where among a kernel's arguments one is: its number, and within tuples the numbers there
+Place = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class _Parameter:
-    """A parameter of a kernel: its bytes; and for one that may change, the place of the argument it comes from, or the descriptor it is."""
+    """A parameter of a kernel: its bytes; and for one that may change, the place it comes from, and the descriptor it is, if it is one."""
 
     packed: bytes
-    place: int | None = None
+    place: Place | None = None
     described: _Described | None = None
 
 
@@ -145,7 +149,7 @@ class _Launch:
 class DirectLaunch(_Launch):
     """One whose grid and arguments stay, but for addresses."""
 
-    def __init__(self, driver: Cuda, compiled: Any, grid: tuple[int, ...], parameters: Sequence[_Parameter], numbers: Mapping[int, int]):
+    def __init__(self, driver: Cuda, compiled: Any, grid: tuple[int, ...], parameters: Sequence[_Parameter], numbers: Mapping[Place, int]):
         super().__init__(driver, compiled, parameters)
         self._grid = grid
         self._pointers: list[tuple[ctypes.c_uint64, int]] = []
@@ -200,7 +204,7 @@ def _used(signature: Mapping[Any, Any]) -> Iterator[tuple[int, int | None, str]]
                 yield place, part, each
 
 
-def direct(compiled: Any, grid: tuple[int, ...], given: Sequence[Any], numbers: Mapping[int, int]) -> DirectLaunch | None:
+def direct(compiled: Any, grid: tuple[int, ...], given: Sequence[Any], numbers: Mapping[Place, int]) -> DirectLaunch | None:
     """How to start `compiled` again with the arguments `given`, of which those at the places `numbers` are, or describe, the tensors of
     those numbers. None where it cannot be said for certain how Triton would pass them."""
     driver, parameters = cuda(), _certain(compiled, given)
@@ -245,17 +249,16 @@ def parameters_of(
     metadata = iter(described or ())
     for place, (kind, argument) in enumerate(zip(signature.values(), given, strict=True)):
         if isinstance(kind, str) and kind.startswith("tensordesc"):
-            yield from _described(next(metadata, {}), argument, place)
+            yield from _described(next(metadata, {}), argument, (place,))
         else:
-            yield from _plain(kind, argument, place)
+            yield from _plain(kind, argument, (place,))
     yield from (_Parameter(bytes(8)), _Parameter(bytes(8)))  # memory that it might have asked for
 
 
-def _plain(kind: Any, argument: Any, place: int) -> Iterator[_Parameter]:
+def _plain(kind: Any, argument: Any, place: Place) -> Iterator[_Parameter]:
     if isinstance(kind, tuple):
-        for part, each in zip(kind, argument, strict=True):
-            for parameter in _plain(part, each, place):
-                yield _Parameter(parameter.packed)
+        for number, (part, each) in enumerate(zip(kind, argument, strict=True)):
+            yield from _plain(part, each, (*place, number))
     elif kind.startswith("*"):
         address = argument.data_ptr() if isinstance(argument, torch.Tensor) else argument or 0
         yield _Parameter(struct.pack("Q", address), place)
@@ -263,7 +266,7 @@ def _plain(kind: Any, argument: Any, place: int) -> Iterator[_Parameter]:
         yield _Parameter(struct.pack(_PACKED[kind], argument))
 
 
-def _described(metadata: Mapping[str, Any], argument: Any, place: int) -> Iterator[_Parameter]:
+def _described(metadata: Mapping[str, Any], argument: Any, place: Place) -> Iterator[_Parameter]:
     """A descriptor travels as what the hardware reads, then its tensor's shape and strides."""
     if metadata["fp4_padded"] or metadata.get("is_im2col") or argument.padding == "nan" or getattr(argument, "round_f32_to_tf32", False):
         raise KeyError("a descriptor of another kind")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from .choice import DROPOUT, FREE, Choice, Target, arch_of, choose, look_at
 from .extras import NO_EXTRAS, Extras
 from .maps import find_device_maps, find_map
 from .recipes import captures_of
-from .replay import Replays
+from .replay import Replays, Standing
 from .request import Request, Result
 from .store import Store, code_fingerprint
 from .tile_map import TileMap
@@ -53,10 +53,11 @@ Started = Sequence[tuple[Any, launch.MapArguments]]
 
 @dataclass(frozen=True)
 class _Ready:
-    """Loaded kernels with their maps, and how calls of them are repeated."""
+    """Loaded kernels with their maps, what of those stays from call to call, and how calls of these kernels are repeated."""
 
     kernels: Started
-    replays: Replays = field(default_factory=Replays)
+    replays: Replays
+    standing: Standing
 
 
 def run_triton(
@@ -80,11 +81,14 @@ def run_triton(
 
     def make() -> _Ready:
         tuned = tuning.find(store, request, q.device, subject(store, request, target, q.device, start))
-        return _Ready(_prepared(store, request, target, q.device, tuned))
+        kernels = _prepared(store, request, target, q.device, tuned)
+        replays: Replays = store.kernel(("replays", q.device, *[module.__name__ for module, _ in kernels]), Replays)
+        return _Ready(kernels, replays, replays.standing([maps for _, maps in kernels], request.tables))
 
     key = ("forward", request.shapes, request.autotune, target, q.device)
-    ready: _Ready = store.launches(key, (request.mask, request.score), make)
-    return Result(*ready.replays.run((scale, extras.kind, queue, *score[0]), (q, k, v, *extras.tensors), lambda: start(ready.kernels)))
+    ready: _Ready = store.launches(key, request.mask, request.score, make)
+    given, inputs = (scale, extras.kind, queue, *mask[1], *score[1]), (q, k, v, *extras.tensors)
+    return Result(*ready.replays.run(given, inputs, lambda: start(ready.kernels), ready.standing))
 
 
 Start = Callable[[Started], launch.Found]

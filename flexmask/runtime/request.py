@@ -33,6 +33,11 @@ class Request:
     def score_tensors(self) -> tuple[torch.Tensor, ...]:
         return () if self.score is None else self.score.tensors
 
+    @property
+    def tables(self) -> tuple[torch.Tensor, ...]:
+        """All captured tensors, the mask's first."""
+        return (() if self.mask is None else self.mask.tensors) + self.score_tensors
+
     def extent(self, device: torch.device) -> Extent:
         s = self.shapes
         return Extent(s.q_len, s.kv_len, s.batch, s.heads, device)

@@ -46,7 +46,7 @@ class Store:
         self._kernels: dict[tuple[Any, ...], Any] = {}
         self._keys: weakref.WeakKeyDictionary[Traced, str] = weakref.WeakKeyDictionary()
         self._maps: OrderedDict[tuple[Any, ...], tuple[Any, tuple[weakref.ref[torch.Tensor], ...]]] = OrderedDict()
-        self._launches: OrderedDict[tuple[Any, ...], tuple[Any, tuple[weakref.ref[Traced] | None, ...]]] = OrderedDict()
+        self._launches: OrderedDict[tuple[Any, ...], tuple[Any, tuple[weakref.ref[torch.Tensor], ...]]] = OrderedDict()
 
     @cached_property
     def disk(self) -> DiskCache:
@@ -144,21 +144,21 @@ class Store:
             self._launches.clear()  # none may hold a map that is no longer kept, as that is not refilled
         return made
 
-    def launches(self, key: tuple[Any, ...], mods: Sequence[Traced | None], make: Callable[[], Any]) -> Any:
-        """The kernels with their maps that `key` starts for these traced mods: found by identity, which is most of what a call in a steady
-        state has to look at, as long as the tensors that the mask (the first of them) captures keep their version and memory."""
-        tensors = () if mods[0] is None else mods[0].tensors
-        if any(t.is_inference() for t in tensors):
+    def launches(self, key: tuple[Any, ...], mask: Traced | None, score: Traced | None, make: Callable[[], Any]) -> Any:
+        """The kernels with their maps that `key` starts for this mask and score mod, which is most of what a call in a steady state has
+        to look at: as long as they are the same expressions over the same numbers and tensors, and those that the mask captures keep
+        their version. So a mask that is written anew, or comes through an operator as text, finds what was made for another like it."""
+        if mask is not None and any(t.is_inference() for t in mask.tensors):
             return make()
-        full = (*key, *map(id, mods), *[(t._version, t.data_ptr()) for t in tensors])
+        full, tensors = (*key, *_identity(mask, versions=True), *_identity(score)), _tensors_of(mask, score)
         found = self._launches.get(full)
-        if found is not None and all(mod is (ref and ref()) for ref, mod in zip(found[1], mods, strict=True)):
+        if found is not None and all(ref() is t for ref, t in zip(found[1], tensors, strict=True)):
             self._launches.move_to_end(full)
             self.counters.map_hits += 1
             return found[0]
         made = make()
         if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
-            self._launches[full] = (made, tuple(None if mod is None else weakref.ref(mod) for mod in mods))
+            self._launches[full] = (made, tuple([weakref.ref(t) for t in tensors]))
             if len(self._launches) > KEPT_LAUNCHES:
                 self._launches.popitem(last=False)
         return made
@@ -167,6 +167,18 @@ class Store:
         """The maps kept of the mask with structure `key` over just these tensors, oldest first, whatever their versions."""
         found = [entry for full, entry in self._maps.items() if full[0] == key and len(entry[1]) == len(tensors)]
         return [made for made, refs in found if all(ref() is t for ref, t in zip(refs, tensors, strict=True))]
+
+
+def _identity(traced: Traced | None, versions: bool = False) -> tuple[Any, ...]:
+    """What tells a mask or score mod from any other: its expression (of which there is one each), numbers and tensors."""
+    if traced is None:
+        return (None,)
+    tensors = [(id(t), t.data_ptr(), t._version if versions else 0) for t in traced.tensors]
+    return traced.expr, traced.promised, traced.scalars, *tensors
+
+
+def _tensors_of(*mods: Traced | None) -> list[torch.Tensor]:
+    return [t for mod in mods if mod is not None for t in mod.tensors]
 
 
 @lru_cache(maxsize=1)

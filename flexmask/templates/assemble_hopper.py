@@ -37,15 +37,19 @@ def assemble_hopper(plan: HopperPlan, score: str | None = None, header: Sequence
     shared, given, launcher = _sections("hopper.py"), _sections("hopper_forward_plan.py"), _sections("hopper_launcher.py")
     host = _sections("launcher.py")
     functions = _functions(host["functions"])
+    helpers = [in_gluon(text) for text in _helpers([score] if score else [])]
     mods = [in_gluon(score)] if score else [given["mods"]]
+    imports = HOPPER_IMPORTS
+    if any(re.search(r"\btl\.", text) for text in helpers + mods):  # what Gluon has no name of its own for
+        imports = imports.replace("import triton\n", "import triton\nimport triton.language as tl\n")
     wide = ["constants of wide plans"] * plan.wide
     constants = "".join(given[title] for title in ["constants of the plan", *wide, "kernel"])
     parts = [
-        _comments([*header, f"plan: {plan}"]) + "\n" + HOPPER_IMPORTS,
+        _comments([*header, f"plan: {plan}"]) + "\n" + imports,
         shared["names"],
         decided(fill(constants, _values(plan)), plan.wide),
         *([shared["numbers"]] if score else []),
-        *(in_gluon(text) for text in _helpers([score] if score else [])),
+        *helpers,
         *mods,
         *(shared[name] for name in ("barriers", "turns", "halves", "bits")),
         *[_sections("hopper_forward_wide.py")["functions of wide plans"]] * plan.wide,

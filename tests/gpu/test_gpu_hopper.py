@@ -114,7 +114,7 @@ def test_heads_together_give_what_each_gives_alone(mask):
     until = torch.arange(n, device=DEVICE) * 37 % n
     long = masks.causal & flexmask.mask(lambda q_idx, kv_idx: (q_idx - kv_idx <= 300) | (kv_idx < 64) | (q_idx >= n - 64))
     by_key = masks.causal & flexmask.mask(lambda q_idx, kv_idx: q_idx < until[kv_idx])
-    made = {"by columns": long, "eviction": by_key}.get(mask) or MASKS[mask](1, 1, n)
+    made = long if mask == "by columns" else by_key if mask == "eviction" else MASKS[mask](1, 1, n)
     given = [torch.randn(1, heads, n, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
     dout, attn = torch.randn_like(given[0]), flexmask.compile(made)
     out, lse = attn(*given, return_lse=True)

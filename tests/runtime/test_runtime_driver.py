@@ -78,7 +78,7 @@ def cuda(monkeypatch):
 
 def test_addresses_are_patched_and_all_else_stays(cuda):
     x, out, table = torch.zeros(64, 32), torch.zeros(64, 32), torch.zeros(4)
-    launch = driver.direct(compiled(), (3, 2, 1), given(x, out, table), {0: 0, 1: 1})
+    launch = driver.direct(compiled(), (3, 2, 1), given(x, out, table), {(0,): 0, (1,): 1})
     for addresses in ((160, 320), (1 << 40, 3200)):
         launch.run(addresses, 9)
         function, grid, threads, shared, stream, packed = cuda.launched[-1]
@@ -88,6 +88,14 @@ def test_addresses_are_patched_and_all_else_stays(cuda):
         assert struct.unpack("2q", b"".join(packed[3:5])) == (32, 1)
         assert struct.unpack("QQiif", b"".join(packed[5:10])) == (addresses[1], table.data_ptr(), 5, 1000, 0.5)
         assert packed[10:] == [bytes(8)] * 2
+
+
+def test_addresses_within_tuples_are_patched_too(cuda):
+    x, out, table = torch.zeros(64, 32), torch.zeros(64, 32), torch.zeros(4)
+    launch = driver.direct(compiled(), (3, 2, 1), given(x, out, table), {(0,): 0, (2, 0): 1})
+    launch.run((160, 4800), 9)
+    packed = cuda.launched[-1][-1]
+    assert struct.unpack("QQi", b"".join(packed[5:8])) == (out.data_ptr(), 4800, 5)
 
 
 def test_what_does_not_change_keeps_its_own_address(cuda):

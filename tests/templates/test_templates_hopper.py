@@ -11,11 +11,17 @@ import hopper_compiled
 import hopper_on_cpu
 import pytest
 import torch
+import zoo
 from hopper_cases import CASES, Case, plan_of, source_of
 from test_templates_offline import TRITONS
 
+from flexmask.ir import simplify
+from flexmask.lowering import emit_column, emit_function
 from flexmask.lowering.plan_hopper import plan_hopper
+from flexmask.lowering.plan_hopper_backward import plan_hopper_backward
+from flexmask.runtime.recipes import captures_of
 from flexmask.templates.assemble_hopper import assemble_hopper, decided, in_gluon
+from flexmask.templates.assemble_hopper_backward import assemble_hopper_backward
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -164,14 +170,29 @@ def test_files_of_narrow_plans_say_nothing_of_wide_ones():
     assert "if kind" in decided("if kind:\n    a()", True) and decided("if not WIDE:\n    a()\nb()", True) == "b()"
 
 
-@pytest.mark.parametrize("case", ["full", "three", "crossed", "bits", "gate", "256, bits"])
-def test_files_name_what_they_use_and_are_formatted(case, tmp_path):
+def ruff(folder, *command):
+    given = [sys.executable, "-m", "ruff", *command, "--isolated", "--line-length", "140", "."]
+    done = subprocess.run(given, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_files_name_what_they_use_and_are_formatted(tmp_path):
     """Rules of style beyond that are left out: Triton specialises an `if`, so that two of them may not be joined."""
-    (tmp_path / "kernel.py").write_text(source_of(CASES[case]))
-    for command in (["check", "--select", "E,F,I"], ["format", "--check", "--diff"]):
-        ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--line-length", "140", "kernel.py"]
-        done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout
+    for number, case in enumerate(["full", "three", "crossed", "bits", "gate", "256, bits"]):
+        (tmp_path / f"kernel_{number}.py").write_text(source_of(CASES[case]))
+    ruff(tmp_path, "check", "--select", "E,F,I")
+    ruff(tmp_path, "format", "--check", "--diff")
+
+
+def test_every_score_finds_what_it_calls(tmp_path):
+    for name, make in zoo.SCORES.items():
+        score = make(2, 4, 300, 300).traced()
+        spec, expr = captures_of(score), simplify(score.expr)
+        forward = assemble_hopper(plan_hopper(64, score=True), emit_function("score_mod", expr, spec, "score"))
+        backward = assemble_hopper_backward(plan_hopper_backward(64, score=True), emit_column("score_mod", expr, spec))
+        for part, text in (("forward", forward), ("backward", backward)):
+            (tmp_path / f"{name}_{part}.py").write_text(text)
+    ruff(tmp_path, "check", "--select", "F", "--ignore", "F841")  # emitted functions may leave a variable unused
 
 
 def test_a_file_says_what_it_is_and_needs_no_flexmask():
