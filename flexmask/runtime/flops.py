@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_fl
 
 from ..errors import NotInterval
 from ..frontend import Traced
+from .checks import check_inputs
 from .maps import find_intervals, find_map
 from .ops import Captures, request_of
 from .request import Request
@@ -64,7 +65,7 @@ def attention_backward_flops(q: Any, k: Any, v: Any, *rest: Any, **_: Any) -> in
 def _pairs(q: Any, k: Any, v: Any, given: tuple[Any, ...]) -> int:
     """`given` begins with tables, ints, floats, mask and score. Tensors without values count as if nothing were left out."""
     tables, ints, floats, mask, score = given[:5]
-    request = request_of(q, k, v, Captures(tables, ints, floats), mask, score)
+    request = request_of(check_inputs(q, k, v, True), Captures(tables, ints, floats), mask, score)
     if isinstance(q, FakeTensor) or q.device.type == "meta":
         return int(q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])
     return kept_pairs(request, q.device)

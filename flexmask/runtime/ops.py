@@ -17,7 +17,7 @@ from ..frontend import Captured, Traced, from_text
 from ..ir import simplify
 from ..lowering import gradient_tables
 from .backward import Saved
-from .checks import check_inputs, check_request
+from .checks import Shapes, check_inputs, check_request
 from .differentiable import Call
 from .extras import Extras
 from .request import Request, Result
@@ -197,9 +197,15 @@ def is_needed(*tensors: Tensor) -> bool:
 
 
 def _call(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None, captures: Captures, s: Constants) -> Call:
-    request = request_of(q, k, v, captures, s.mask, s.score, s.autotune)
-    check_request((request.mask, request.score), request.shapes, q.device)
-    return Call(default_store(), request, s.scale, s.backend, Extras(sinks, s.dropout_p, seed, s.peaks), s.deterministic)
+    store = default_store()
+    numbers, tables = (*captures.ints, *captures.floats), [(t.shape, t.dtype, t.device) for t in captures.tables]
+    layout = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device, s.mask, s.score, numbers, *tables)
+    shapes: Shapes | None = store.checked.get(layout)
+    request = request_of(shapes or check_inputs(q, k, v, True), captures, s.mask, s.score, s.autotune)
+    if shapes is None:
+        check_request((request.mask, request.score), request.shapes, q.device)
+        store.checked.put(layout, request.shapes)
+    return Call(store, request, s.scale, s.backend, Extras(sinks, s.dropout_p, seed, s.peaks), s.deterministic)
 
 
 def _is_transformed() -> bool:
@@ -207,7 +213,7 @@ def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def request_of(q: Tensor, k: Tensor, v: Tensor, captures: Captures, mask: str, score: str, autotune: bool = False) -> Request:
+def request_of(shapes: Shapes, captures: Captures, mask: str, score: str, autotune: bool = False) -> Request:
     """The mask and the score over their captures, for these shapes."""
     tables, ints, floats = list(captures.tables), list(captures.ints), list(captures.floats)
     found: list[Traced | None] = [None, None]
@@ -217,7 +223,7 @@ def request_of(q: Tensor, k: Tensor, v: Tensor, captures: Captures, mask: str, s
             scalars = [floats.pop(0) if kind == "float" else ints.pop(0) for kind in structure.scalar_kinds]
             found[at] = structure.over(tables[:number], scalars)
             del tables[:number]
-    return Request(found[0], found[1], check_inputs(q, k, v, True), autotune)
+    return Request(found[0], found[1], shapes, autotune)
 
 
 def _tensors_of(text: str) -> tuple[str, ...]:

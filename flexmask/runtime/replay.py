@@ -7,7 +7,6 @@ memory and start kernels, the `Replay` it leaves does just that again.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .driver import DirectLaunch, direct, is_watched
+from .recent import Recent
 
 _aten = torch.ops.aten
 _UNFILLED = {_aten.empty.memory_format, _aten.empty_like.default, _aten.empty_strided.default, _aten.new_empty.default}
@@ -157,9 +157,9 @@ class Replays:
     """How to repeat calls of the same kernels, by the layout of what a call brings. A layout that comes for the second time is recorded."""
 
     def __init__(self) -> None:
-        self.kept: OrderedDict[tuple[Any, ...], Replay | None] = OrderedDict()
-        self._seen: OrderedDict[tuple[Any, ...], None] = OrderedDict()
-        self._layouts: dict[tuple[Any, ...], int] = {}
+        self.kept: Recent[Replay | None] = Recent(MOST_REPLAYS)
+        self._seen: Recent[bool] = Recent(MOST_REPLAYS)
+        self._layouts: Recent[int] = Recent(MOST_REPLAYS)
         self._numbers = count()
 
     def standing(self, maps: Sequence[Mapping[str, torch.Tensor]], tables: Sequence[torch.Tensor]) -> Standing:
@@ -176,12 +176,12 @@ class Replays:
         return Standing(tuple(found.values()), tuple(found), storages, self._number((len(maps), layout)))
 
     def _number(self, layout: tuple[Any, ...]) -> int:
-        """A number for a layout, as short as a key can be."""
-        if layout not in self._layouts:
-            if len(self._layouts) >= MOST_REPLAYS:
-                self._layouts.clear()
-            self._layouts[layout] = next(self._numbers)
-        return self._layouts[layout]
+        """A number for a layout, as short as a key can be. One that comes again after long may get another."""
+        number = self._layouts.get(layout)
+        if number is None:
+            number = next(self._numbers)
+            self._layouts.put(layout, number)
+        return number
 
     def run(self, given: Sequence[Any], inputs: Sequence[torch.Tensor], run: Run, standing: Standing = NO_STANDING) -> tuple[Any, ...]:
         """`run()`, or its repetition for `inputs`. `given` is what else it depends on: tensors (by address) and what can be hashed."""
@@ -194,9 +194,7 @@ class Replays:
             return run()
         with Recording() as recording:
             results = run()
-        self.kept[key] = recording.replay(inputs, results, standing)
-        if len(self.kept) > MOST_REPLAYS:
-            self.kept.popitem(last=False)
+        self.kept.put(key, recording.replay(inputs, results, standing))
         return results
 
     @staticmethod
@@ -206,12 +204,9 @@ class Replays:
 
     def _is_known(self, key: tuple[Any, ...]) -> bool:
         """Whether there was such a call before. Recording takes longer than a call, and many layouts come but once."""
-        if key in self._seen:
-            del self._seen[key]
+        if self._seen.pop(key):
             return True
-        self._seen[key] = None
-        if len(self._seen) > MOST_REPLAYS:
-            self._seen.popitem(last=False)
+        self._seen.put(key, True)
         return False
 
 

@@ -19,6 +19,7 @@ from ..frontend import Traced
 from ..ir import digest, walk
 from ..options import read_options
 from .disk import DiskCache
+from .recent import Recent
 
 KEPT_MAPS = 64
 KEPT_LAUNCHES = 256
@@ -46,7 +47,8 @@ class Store:
         self._kernels: dict[tuple[Any, ...], Any] = {}
         self._keys: weakref.WeakKeyDictionary[Traced, str] = weakref.WeakKeyDictionary()
         self._maps: OrderedDict[tuple[Any, ...], tuple[Any, tuple[weakref.ref[torch.Tensor], ...]]] = OrderedDict()
-        self._launches: OrderedDict[tuple[Any, ...], tuple[Any, tuple[weakref.ref[torch.Tensor], ...]]] = OrderedDict()
+        self._launches: Recent[tuple[Any, tuple[weakref.ref[torch.Tensor], ...]]] = Recent(KEPT_LAUNCHES)
+        self.checked: Recent[Any] = Recent(KEPT_LAUNCHES)  # what was found of calls that were found good, by all that was looked at
 
     @cached_property
     def disk(self) -> DiskCache:
@@ -153,14 +155,11 @@ class Store:
         full, tensors = (*key, *_identity(mask, versions=True), *_identity(score)), _tensors_of(mask, score)
         found = self._launches.get(full)
         if found is not None and all(ref() is t for ref, t in zip(found[1], tensors, strict=True)):
-            self._launches.move_to_end(full)
             self.counters.map_hits += 1
             return found[0]
         made = make()
         if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
-            self._launches[full] = (made, tuple([weakref.ref(t) for t in tensors]))
-            if len(self._launches) > KEPT_LAUNCHES:
-                self._launches.popitem(last=False)
+            self._launches.put(full, (made, tuple([weakref.ref(t) for t in tensors])))
         return made
 
     def maps_of(self, key: str, tensors: Sequence[torch.Tensor]) -> list[Any]:

@@ -33,7 +33,7 @@ def prepare_all(monkeypatch):
     """Called, nothing is repeated from then on."""
 
     def forget():
-        monkeypatch.setattr(replay, "MOST_REPLAYS", 0)
+        monkeypatch.setattr(replay.Replays, "_starts_kernels", staticmethod(lambda inputs: False))
         for known in replays():
             known.kept.clear()
 
@@ -74,7 +74,8 @@ def test_the_same_bits(case, prepare_all):
     default_store().clear()
     for _ in range(2):
         everything(attn, *tensors(0, **sizes), **call)
-    assert all(each is not None for known in replays() for each in known.kept.values()) and any(known.kept for known in replays())
+    kept = [each for known in replays() for each in known.kept.values()]
+    assert len(kept) == 2 and (None in kept) == (case == "sinks")  # whose gradient torch computes
     repeated = everything(attn, *second, **call)
     prepare_all()
     for found, wanted in zip(repeated, everything(attn, *second, **call), strict=True):
