@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import BackendError
-from ..ir import FLOAT, SCORE, Expr, K, walk
+from ..ir import FLOAT, SCORE, Expr, K, Q, uses, walk
 from .captures import CaptureSpec, Scope, TensorSpec
 from .ranges import Range, range_of
 from .rules import RULES, Value, cast_value, convert, literal_value, loose, number_value, wide_value
@@ -51,6 +51,15 @@ def _stored(spec: TensorSpec) -> str:
     if spec.kind == FLOAT:
         return "float32"
     return {"bool": "int1", "int64": "int64", "uint64": "int64", "uint32": "int64"}.get(spec.dtype, "int32")
+
+
+# types that `gather` reads; narrower ones Triton never fetches ahead
+_GATHERED = ("int32", "int64", "float32", "float64")
+
+
+def _is_scattered(load: Expr) -> bool:
+    """Whether a table is read at places that depend on query and key, other than one key after the other."""
+    return uses(load, Q) and uses(load, K) and load.args[-1] is not K
 
 
 def write_call(function: str, arguments: list[str]) -> str:
@@ -185,6 +194,8 @@ class Body:
         call = [address, f"mask={' & '.join(checks)}", "other=0"] if checks else [address]
         exact = spec.dtype in ("bool", "int32", "int64", "float32")
         text = write_call("tl.load", call)
+        if checks and _is_scattered(node) and spec.dtype in _GATHERED:
+            text = write_call("gather", [address, " & ".join(checks), f"tl.{spec.dtype}"])
         return Value(text if exact else f"{text}.to(tl.{wanted})", wanted)
 
     def _search(self, node: Expr, args: list[Value]) -> Value:
