@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .runtime.differentiable import Call, attend
 from .runtime.extras import NO_EXTRAS, Extras
 from .runtime.maps import interpreting, refill_maps
 from .runtime.request import Request, Result
+from .runtime.steady import Steady
 from .runtime.store import default_store
 
 BACKENDS = ("cpu", "triton", "reference")
@@ -61,7 +63,7 @@ class Attention:
         self.mask, self.score, self.scale, self.enable_gqa, self.backend = mask, score, scale, enable_gqa, backend
         self.deterministic, self.autotune = deterministic, autotune
         self._source_for: tuple[Shapes, torch.dtype] | None = None
-        self._checked: tuple[Any, ...] = ()
+        self._last: tuple[Any, Call] | None = None  # the last call without extras, and what it followed from
         # the layout of the last call, and what was found of it
         self._good: tuple[Any, tuple[Shapes, float]] = (None, (Shapes(0, 0, 0, 0, 0, 0, 0), 0.0))
         self._debug = 0 if torch.compiler.is_dynamo_compiling() else read_options().debug
@@ -110,11 +112,25 @@ class Attention:
         if ops.is_needed(q, k, v):
             mods = [ops.NOTHING if mod is None else captured(mod.traced()) for mod in (self.mask, self.score)]
             return ops.attend(q, k, v, mods[0], mods[1], extras, scale, backend, self._is_deterministic(), self._is_tuned())
-        request = self._request(q, shapes)
+        call = self._call(q, shapes, scale, backend)
         if self._debug and self._source_for != (shapes, q.dtype):
-            print(self._debug_text((q, k, v), request, backend), file=sys.stderr)
+            print(self._debug_text((q, k, v), call.request, backend), file=sys.stderr)
         self._source_for = (shapes, q.dtype)
-        return attend(Call(default_store(), request, scale, backend, extras, self._is_deterministic()), q, k, v)
+        return attend(call if extras is NO_EXTRAS else replace(call, extras=extras, steady=None), q, k, v)
+
+    def _call(self, q: torch.Tensor, shapes: Shapes, scale: float, backend: str) -> Call:
+        """The call without extras, the last one where nothing has changed, checked against what the mods capture."""
+        mask = None if self.mask is None else self.mask.traced()
+        score = None if self.score is None else self.score.traced()
+        deterministic, tuned = self._is_deterministic(), self._is_tuned()
+        follows, last = (mask, score, shapes, scale, backend, deterministic, tuned, q.dtype, q.device), self._last
+        if last is None or last[0] != follows:  # traces compare by identity
+            check_request((mask, score), shapes, q.device)
+            call = Call(
+                default_store(), Request(mask, score, shapes, tuned), scale, backend, NO_EXTRAS, deterministic, (Steady(), Steady())
+            )
+            last = self._last = (follows, call)
+        return last[1]
 
     def _traced_by_dynamo(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extras: Extras, scale: float) -> Result:
         """The same as torch.compile runs it, while it makes its graph."""
@@ -228,9 +244,7 @@ class Attention:
 
     def _request(self, q: torch.Tensor, shapes: Shapes) -> Request:
         request = self._traces(shapes)
-        if self._checked != (request.mask, request.score, shapes, q.device):  # traces compare by identity
-            check_request((request.mask, request.score), shapes, q.device)
-            self._checked = (request.mask, request.score, shapes, q.device)
+        check_request((request.mask, request.score), shapes, q.device)
         return request
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from ..lowering import gradient_tables
 from . import backward, forward
 from .extras import NO_EXTRAS, Extras
 from .request import Request, Result
+from .steady import Steady
 from .store import Store
 
 
@@ -27,20 +28,22 @@ class Call:
     backend: str
     extras: Extras = NO_EXTRAS
     deterministic: bool = False
+    steady: tuple[Steady, Steady] | None = None  # forward and backward, of calls like this one that were made before it
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Result:
         if torch.is_autocast_enabled(q.device.type):
             with torch.autocast(q.device.type, enabled=False):  # it would shorten the backends' own float32
                 return self.forward(q, k, v)
-        run = forward.run_cpu if self.backend == "cpu" else forward.run_triton
-        return run(self.store, self.request, q, k, v, self.scale, self.extras)
+        if self.backend == "cpu":
+            return forward.run_cpu(self.store, self.request, q, k, v, self.scale, self.extras)
+        return forward.run_triton(self.store, self.request, q, k, v, self.scale, self.extras, self.steady and self.steady[0])
 
     def backward(self, saved: backward.Saved, dout: torch.Tensor, dlse: torch.Tensor | None, wanted: list[int]) -> backward.Gradients:
         if torch.is_autocast_enabled(dout.device.type):
             with torch.autocast(dout.device.type, enabled=False):
                 return self.backward(saved, dout, dlse, wanted)
-        run = backward.run_cpu if self.backend == "cpu" else backward.run_triton
-        return run(self.store, self.request, saved, dout, dlse, self.scale, wanted, self.extras, self.deterministic)
+        given = (self.store, self.request, saved, dout, dlse, self.scale, wanted, self.extras, self.deterministic)
+        return backward.run_cpu(*given) if self.backend == "cpu" else backward.run_triton(*given, self.steady and self.steady[1])
 
 
 def attend(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Result:

@@ -183,19 +183,22 @@ class Replays:
             self._layouts.put(layout, number)
         return number
 
-    def run(self, given: Sequence[Any], inputs: Sequence[torch.Tensor], run: Run, standing: Standing = NO_STANDING) -> tuple[Any, ...]:
-        """`run()`, or its repetition for `inputs`. `given` is what else it depends on: tensors (by address) and what can be hashed."""
+    def run(
+        self, given: Sequence[Any], inputs: Sequence[torch.Tensor], run: Run, standing: Standing = NO_STANDING
+    ) -> tuple[tuple[Any, ...], Replay | None]:
+        """`run()`, or its repetition for `inputs`, and what repeated it. `given` is what else it depends on: tensors (by address) and what
+        can be hashed."""
         key = (tuple([_known(x) for x in given]), standing.layout, *[(x.shape, x.stride(), x.dtype) for x in inputs])
         replay = self.kept.get(key)
         found = None if replay is None else replay.run(inputs, standing)
         if found is not None:
-            return found
+            return found, replay
         if key in self.kept or not self._starts_kernels(inputs) or not self._is_known(key):
-            return run()
+            return run(), None
         with Recording() as recording:
             results = run()
         self.kept.put(key, recording.replay(inputs, results, standing))
-        return results
+        return results, None
 
     @staticmethod
     def _starts_kernels(inputs: Sequence[torch.Tensor]) -> bool:

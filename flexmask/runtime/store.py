@@ -42,6 +42,7 @@ class Store:
 
     def __init__(self) -> None:
         self.counters = Counters()
+        self.generation = 0  # counts how often maps were let go
         self.tuned: dict[tuple[Any, ...], Any] = {}  # what was measured, by what it was measured of
         self._facts: dict[str, Facts] = {}
         self._kernels: dict[tuple[Any, ...], Any] = {}
@@ -72,7 +73,12 @@ class Store:
     def forget_maps(self) -> None:
         """Drop the tile maps alone, so that the next call builds its own."""
         self._maps.clear()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """None may hold a map that is no longer kept, as that is not refilled."""
         self._launches.clear()
+        self.generation += 1
 
     def key_of(self, traced: Traced) -> str:
         """The structure's key, computed once for each traced function."""
@@ -143,7 +149,7 @@ class Store:
         self._maps[full] = (made, tuple(weakref.ref(t) for t in tensors))
         if len(self._maps) > KEPT_MAPS:
             self._maps.popitem(last=False)
-            self._launches.clear()  # none may hold a map that is no longer kept, as that is not refilled
+            self._let_go()
         return made
 
     def launches(self, key: tuple[Any, ...], mask: Traced | None, score: Traced | None, make: Callable[[], Any]) -> Any:

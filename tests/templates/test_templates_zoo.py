@@ -33,7 +33,13 @@ def interpreted():
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("name", NAMES)
 def test_no_register_is_spilled(compiled, name, arch):
-    assert compiled[arch][name] == 0
+    assert compiled[arch][name]["spills"] == 0
+
+
+@pytest.mark.parametrize("name", ["score relative_bias", "score t5_bias"])
+def test_scattered_entries_are_not_copied_ahead(compiled, name):
+    """Each alone: that took seven times as long as all the rest (docs/benchmarks.md)."""
+    assert compiled[90][name]["copies"] == 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,7 @@
 """The kernels of every zoo mask and score compiled for one GPU that is not here: `zoo_compiled.py ARCH`, without TRITON_INTERPRET.
 
-Prints {name: spills} as JSON. Kernels of equal text (most masks that are row intervals) are compiled once.
+Prints {name: {"spills": .., "copies": ..}} as JSON, copies being asynchronous ones in kernels that fetch all else by TMA. Kernels of
+equal text (most masks that are row intervals) are compiled once.
 """
 
 from __future__ import annotations
@@ -34,21 +35,22 @@ def requests() -> Iterator[tuple[str, Any, Any]]:
 
 
 def main(arch: int) -> None:
-    store, spills, found = Store(), {}, {}
+    store, facts, found = Store(), {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name, mask, score in requests():
             request = Request(mask, score, Shapes(B, H, H, LENGTH, LENGTH, HEAD_DIM, HEAD_DIM))
-            found[name] = 0
+            found[name] = {"spills": 0, "copies": 0}
             for choice in choose(store, request, Target(torch.bfloat16, arch, True, "plain Triton is looked at")):
                 plan = choice.plan
                 text = write_kernel(store, request, plan)
                 kernel = text[text.index("import torch") : text.index("def row_bounds")]
-                if kernel not in spills:
-                    path = Path(folder) / f"kernel_{len(spills)}.py"
+                if kernel not in facts:
+                    path = Path(folder) / f"kernel_{len(facts)}.py"
                     path.write_text(text)
                     captures = [((), ()) if t is None else (t.tensors, t.scalars) for t in (mask, score)]
-                    spills[kernel] = compile_offline(load(path), plan, mask=captures[0], score=captures[1]).spills
-                found[name] += spills[kernel]
+                    made = compile_offline(load(path), plan, mask=captures[0], score=captures[1])
+                    facts[kernel] = {"spills": made.spills, "copies": made.opcodes.get("LDGSTS", 0)}
+                found[name] = {fact: number + facts[kernel][fact] for fact, number in found[name].items()}
     json.dump(found, sys.stdout)
 
 
