@@ -74,7 +74,7 @@ def find_work(
 
     def make() -> Ready:
         tuned = tuning.find(store, request, q.device, subject(store, request, q, target, scatter, heavy, start))
-        work = _prepared(store, request, q, plan_work(store, request, q.device, target, scatter, heavy, tuned))
+        work = _prepared(store, request, q, _kernels(store, request, q.device, target, scatter, heavy, tuned))
         names = tuple([tuple([module.__name__ for module, _ in chain]) for chain in work.passes])
         replays: Replays = store.kernel(("replays", q.device, names), Replays)
         return Ready(work, replays, replays.standing([maps for chain in work.passes for _, maps in chain], request.tables))
@@ -129,7 +129,7 @@ def subject(
 
     def attempt(aside: Store, tuned: Found) -> Trial:
         assert start is not None
-        work = _prepared(aside, request, q, plan_work(aside, request, q.device, target, scatter, heavy, tuned))
+        work = _prepared(aside, request, q, _kernels(aside, request, q.device, target, scatter, heavy, tuned))
         turns = {"fused": tuning.turn_of(work.fused)}
         if turns["fused"] is None:
             turns |= {"dq": tuning.turn_of(work.rows), "dkdv": tuning.turn_of(work.columns)}
@@ -138,17 +138,37 @@ def subject(
     return Subject(("backward", target, scatter, heavy), plans, attempt if start else None)
 
 
-def _prepared(store: Store, request: Request, q: torch.Tensor, planned: dict[str, list[Planned]]) -> Work:
+# kernels to be, loaded
+Chain = Sequence[tuple[Planned, Any]]
+
+
+def _kernels(
+    store: Store, request: Request, device: torch.device, target: Target, scatter: str, heavy: bool, tuned: Found
+) -> dict[str, Chain]:
+    """The chains of `plan_work`, planned and loaded once for each structure; on the CPU the mask's values have a say."""
+
+    def make() -> dict[str, Chain]:
+        planned = plan_work(store, request, device, target, scatter, heavy, tuned)
+        return {name: [(each, _load(store, request, each.plan)) for each in chain] for name, chain in planned.items()}
+
+    if device.type == "cpu":
+        return make()
+    structure, s = tuple([None if t is None else store.key_of(t) for t in (request.mask, request.score)]), request.shapes
+    found: dict[str, Chain] = store.kernel(("backward", structure, s.head_dim, s.v_head_dim, target, scatter, heavy, tuned), make)
+    return found
+
+
+def _prepared(store: Store, request: Request, q: torch.Tensor, kernels: dict[str, Chain]) -> Work:
     """The kernels with their maps. Those for dk and dv that stand by for others belong to one chain with them."""
-    fused = planned.get("fused", [])
-    columns = _passes(store, request, q, [*fused, *planned.get("dkdv", [])], "column")
-    rows, peaks = (_passes(store, request, q, planned.get(name, []), "row") for name in ("dq", "peak"))
+    fused = kernels.get("fused", ())
+    columns = _passes(store, request, q, [*fused, *kernels.get("dkdv", ())], "column")
+    rows, peaks = (_passes(store, request, q, kernels.get(name, ()), "row") for name in ("dq", "peak"))
     return Work(columns[: len(fused)], rows, columns[len(fused) :], peaks)
 
 
-def _passes(store: Store, request: Request, q: torch.Tensor, chain: Sequence[Planned], axis: str) -> Sequence[Pass]:
+def _passes(store: Store, request: Request, q: torch.Tensor, kernels: Chain, axis: str) -> Sequence[Pass]:
     """The kernels of a chain with their maps."""
-    modules = [_load(store, request, each.plan) for each in chain]
+    chain, modules = [each for each, _ in kernels], [module for _, module in kernels]
     wanted = tuple([(each.variant, each.plan.block_q, each.plan.block_kv) for each in chain])
     if not chain or request.mask is None or chain[0].variant.map_form == "none":
         maps: Sequence[TileMap | None] = [None] * len(chain)

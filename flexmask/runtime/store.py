@@ -16,7 +16,7 @@ import torch
 
 from ..analysis import Facts, derive
 from ..frontend import Traced
-from ..ir import digest, walk
+from ..ir import Expr, digest, walk
 from ..options import read_options
 from .disk import DiskCache
 from .recent import Recent
@@ -214,9 +214,14 @@ def _kinds(traced: Traced) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def structure_key(traced: Traced) -> str:
     """sha256 of the expression, the captures' ranks, dtypes and promises, the scalars' signs and flexmask's own code."""
-    shapes = [f"{t.dim()}{t.dtype}" for t in traced.tensors]
-    promised = sorted(traced.promised)
-    return digest(traced.expr, f"{traced.kind} {shapes} {promised} {signs(traced)} {code_fingerprint()}")
+    shapes = tuple([f"{t.dim()}{t.dtype}" for t in traced.tensors])
+    return _structure_key(traced.kind, traced.expr, shapes, tuple(sorted(traced.promised)), signs(traced))
+
+
+@lru_cache(maxsize=1024)
+def _structure_key(kind: str, expr: Expr, shapes: tuple[str, ...], promised: tuple[int, ...], signs: tuple[int, ...]) -> str:
+    """Mods that are written anew at each step have the key of those before them."""
+    return digest(expr, f"{kind} {list(shapes)} {list(promised)} {signs} {code_fingerprint()}")
 
 
 @lru_cache(maxsize=1)

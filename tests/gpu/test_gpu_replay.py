@@ -36,6 +36,7 @@ def prepare_all(monkeypatch):
         monkeypatch.setattr(replay.Replays, "_starts_kernels", staticmethod(lambda inputs: False))
         for known in replays():
             known.kept.clear()
+        default_store().forget_maps()  # nor what calls remember of theirs
 
     return forget
 
