@@ -1,5 +1,6 @@
 """From facts to a kernel's plan, and from expressions to the text of small device functions."""
 
+from .body import is_gathered
 from .captures import CaptureSpec, TensorSpec
 from .emit import emit_function, emit_values
 from .emit_column import crowds_registers, emit_column
@@ -14,5 +15,5 @@ from .tuned import Plan, candidates, from_table
 __all__ = [
     "BackwardPlan", "CaptureSpec", "HopperBackwardPlan", "HopperPlan", "KernelPlan", "Plan", "TensorSpec", "candidates",
     "crowds_registers", "emit_column", "emit_function", "emit_gradient", "emit_row_bounds", "emit_values", "from_table", "gradient_tables",
-    "most_additions", "plan_backward", "plan_forward", "plan_hopper", "plan_hopper_backward", "shrink",
+    "is_gathered", "most_additions", "plan_backward", "plan_forward", "plan_hopper", "plan_hopper_backward", "shrink",
 ]  # fmt: skip

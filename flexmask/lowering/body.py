@@ -57,9 +57,9 @@ def _stored(spec: TensorSpec) -> str:
 _GATHERED = ("int32", "int64", "float32", "float64")
 
 
-def _is_scattered(load: Expr) -> bool:
-    """Whether a table is read at places that depend on query and key, other than one key after the other."""
-    return uses(load, Q) and uses(load, K) and load.args[-1] is not K
+def is_gathered(load: Expr, dtype: str) -> bool:
+    """Whether `functions.gather` reads a table of this type: at places that depend on query and key, other than one key after the other."""
+    return dtype in _GATHERED and uses(load, Q) and uses(load, K) and load.args[-1] is not K
 
 
 def write_call(function: str, arguments: list[str]) -> str:
@@ -194,7 +194,7 @@ class Body:
         call = [address, f"mask={' & '.join(checks)}", "other=0"] if checks else [address]
         exact = spec.dtype in ("bool", "int32", "int64", "float32")
         text = write_call("tl.load", call)
-        if checks and _is_scattered(node) and spec.dtype in _GATHERED:
+        if checks and is_gathered(node, spec.dtype):
             text = write_call("gather", [address, " & ".join(checks), f"tl.{spec.dtype}"])
         return Value(text if exact else f"{text}.to(tl.{wanted})", wanted)
 

@@ -23,6 +23,8 @@ _TMA: dict[int, Row] = {
     128: ((128, 128, 8, 3), (128, 128, 8, 3), (64, 64, 4, 3), (128, 64, 8, 3), (128, 32, 8, 3)),
     256: ((128, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 8, 2)),
 }
+# where TMA brings all else and a score mod gathers entries of such a table: tiles of which two fit a processor at a time
+_GATHERING: dict[int, Tile] = {128: (64, 64, 4, 3)}
 _HOPPER: dict[int, Row] = {
     64: ((64, 128, 4, 2), (64, 128, 4, 2), (64, 128, 4, 2), (128, 64, 8, 3), (64, 32, 8, 2)),
     128: ((128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3), (64, 32, 8, 2)),
@@ -151,13 +153,15 @@ def plan_forward(
     loads: str = "pointer",
     narrow: bool = False,
     heavy: bool = False,
+    gathers: bool = False,
     pipelined: bool = True,
 ) -> KernelPlan:
     """The plan for a forward kernel on a GPU of compute capability `arch`: tiles by head dim and kind of kernel, shrunk to fit it.
 
     `narrow` says that rows keep a stretch of keys cut at both ends, rather than all up to some key or all from one;
     `heavy` that the predicate or the score mod reads a table at places that depend on query and key, or computes very much;
-    not `pipelined` that it reads one at places computed from the score: Triton's compiler breaks down over fetching those ahead.
+    `gathers` that it is only the score mod, which reads single entries; not `pipelined` that it reads one at places computed from the
+    score: Triton's compiler breaks down over fetching those ahead.
     Raises BackendError for a dtype, head dim or GPU that no kernel is made for.
     """
     if dtype not in ITEM_BYTES:
@@ -171,7 +175,10 @@ def plan_forward(
         raise BackendError(f"TMA loads need compute capability 9.0 or later, not {arch / 10}.")
     masked = map_form == "list" and not pieces  # by the predicate, or by bits, which come through registers and shared memory
     work = 4 if heavy else 3 if score or masked else 0 if map_form == "none" else 2 if narrow else 1
-    block_q, block_kv, num_warps, num_stages = _row(max(padded(head_dim), padded(v_head_dim)), dtype, arch, loads)[work]
+    dim = max(padded(head_dim), padded(v_head_dim))
+    block_q, block_kv, num_warps, num_stages = _row(dim, dtype, arch, loads)[work]
+    if gathers and loads == "tma" and dtype != "float32":
+        block_q, block_kv, num_warps, num_stages = _GATHERING.get(dim, (block_q, block_kv, num_warps, num_stages))
     num_stages = num_stages if pipelined else 1
     plan: KernelPlan | None = KernelPlan(
         head_dim, v_head_dim, dtype, map_form, pieces, bits, starts, runs, score, block_q, block_kv, num_warps, num_stages, loads, arch

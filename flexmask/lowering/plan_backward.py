@@ -178,11 +178,13 @@ def plan_backward(
     scatter: str = "",
     loads: str = "pointer",
     heavy: bool = False,
+    gathers: bool = False,
     pipelined: bool = True,
 ) -> BackwardPlan:
     """The plan for a backward kernel on a GPU of compute capability `arch`: tiles by head dim and kind of kernel, shrunk to fit it.
 
-    `heavy` says that the predicate or the score mod reads a table at places that depend on query and key, or computes very much; not
+    `heavy` says that the predicate or the score mod reads a table at places that depend on query and key, or computes very much;
+    `gathers` that it is only the score mod, which reads single entries, and that nothing else is held: no smaller tiles then; not
     `pipelined` that it reads one at places computed from the score: Triton's compiler breaks down over fetching those ahead.
     Raises BackendError for a dtype, head dim or GPU that no kernel is made for.
     """
@@ -195,7 +197,8 @@ def plan_backward(
     if not 1 <= min(head_dim, v_head_dim) <= max(head_dim, v_head_dim) <= 256:
         raise BackendError(f"GPU kernels take head dims from 1 to 256, got {head_dim} and {v_head_dim}.")
     evaluated = map_form == "list" and not pieces
-    work = 2 if heavy or scatter else 1 if score or evaluated else 0
+    gathers = gathers and loads == "tma" and dtype != "float32"
+    work = 2 if (heavy or scatter) and not gathers else 1 if score or evaluated else 0
     tile = _row(part, max(padded(head_dim), padded(v_head_dim)), dtype, arch, loads)[work]
     plan = BackwardPlan(part, head_dim, v_head_dim, dtype, map_form, pieces, starts, runs, score, scatter, *tile, loads, arch)
     plan = plan if pipelined else replace(plan, num_stages=1)

@@ -25,7 +25,7 @@ from ..templates.assemble_backward import assemble_backward
 from ..templates.assemble_hopper_backward import assemble_hopper_backward
 from ..templates.backward_passes import Pass
 from . import launch, tuning
-from .choice import DETERMINISTIC, FREE, INTERPRETED, Target, arch_of, is_narrow
+from .choice import DETERMINISTIC, DROPOUT, FREE, INTERPRETED, Target, arch_of, is_narrow
 from .maps import find_device_maps, find_map, host_variant
 from .recipes import captures_of
 from .replay import Replays, Standing
@@ -33,7 +33,7 @@ from .request import Request
 from .store import Store, code_fingerprint
 from .tile_map import TileMap
 from .tuning import UNTUNED, Found, Subject, Trial, sized
-from .variants import NO_MASK, Variant, by_predicate, hopper_variants, is_costly, reads_by_score, variants
+from .variants import NO_MASK, Variant, by_predicate, hopper_variants, is_costly, only_gathers, reads_by_score, variants
 
 PARTS = {"dq": "row", "dkdv": "column"}
 
@@ -237,11 +237,13 @@ def _plan(
     s = request.shapes
     mods = [store.facts(request.mask)[1].predicate] if variant.evaluated and request.mask is not None else []
     mods += [] if request.score is None else [request.score.expr]
+    costly = is_costly(*mods) or reads_by_score(*mods)
     return plan_backward(
         part, s.head_dim, s.v_head_dim, dtype=target.dtype_name, arch=target.arch, map_form=variant.map_form,
         pieces=variant.pieces, starts=variant.starts, runs=variant.runs, score=request.score is not None, scatter=scatter,
         loads="tma" if target.tma and target.arch >= 90 else "pointer",
-        heavy=is_costly(*mods) or reads_by_score(*mods) or bool(scatter) or heavy, pipelined=not reads_by_score(*mods),
+        heavy=costly or bool(scatter) or heavy, pipelined=not reads_by_score(*mods),
+        gathers=only_gathers(request.score) and not (scatter or heavy or variant.evaluated or target.plain == DROPOUT),
     )  # fmt: skip
 
 

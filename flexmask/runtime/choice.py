@@ -15,7 +15,7 @@ from .maps import host_variant
 from .request import Request
 from .store import Store
 from .tuning import UNTUNED, Found, sized
-from .variants import Variant, hopper_variants, is_costly, reads_by_score, variants
+from .variants import Variant, hopper_variants, is_costly, only_gathers, reads_by_score, variants
 
 # why a call keeps to plain Triton whatever its mask
 Plain = str
@@ -120,6 +120,7 @@ def _plain(store: Store, request: Request, target: Target, variant: Variant) -> 
         bits=variant.bits, starts=variant.starts, runs=variant.runs, score=request.score is not None,
         loads="tma" if target.tma and target.arch >= 90 else "pointer", narrow=is_narrow(store, request),
         heavy=is_costly(*mods) or reads_by_score(*mods), pipelined=not reads_by_score(*mods),
+        gathers=only_gathers(request.score) and not (variant.evaluated or variant.bits or target.plain == DROPOUT),
     )  # fmt: skip
 
 

@@ -6,7 +6,9 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from ..analysis import MOST_PIECES, Facts, Form
+from ..frontend import Traced
 from ..ir import SCORE, TRUE, Expr, K, Q, uses, walk
+from ..lowering import is_gathered
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,14 @@ def is_costly(*exprs: Expr) -> bool:
 def reads_by_score(*exprs: Expr) -> bool:
     """Whether expressions read a table at places computed from the score, which no load can be made for ahead of time."""
     return any(node.op == "load" and uses(node, SCORE) for expr in exprs for node in walk(expr))
+
+
+def only_gathers(score: Traced | None) -> bool:
+    """Whether what makes a score mod costly are tables that it gathers entries of, each alone, which hold nothing for long."""
+    if score is None or reads_by_score(score.expr):
+        return False
+    reads = [node for node in walk(score.expr) if node.op == "load" and uses(node, Q) and uses(node, K)]
+    return bool(reads) and all(is_gathered(node, str(score.tensors[node.value].dtype).removeprefix("torch.")) for node in reads)
 
 
 def _without_form(predicate: Expr, why: str) -> tuple[Variant, ...]:
