@@ -30,10 +30,11 @@ _SCATTER = {
 }
 _DS = ": ds, float32 [BLOCK_Q, BLOCK_KV], the gradient of the changed score, counts where `valid`."
 _DIAGONALS = {
-    "float": "Adds ds [1, BLOCK_KV], sums along diagonals, at one place of each diagonal.",
-    "peak": "Raises peaks to ds [1, BLOCK_KV], sums along diagonals, at one place of each diagonal.",
-    "fixed": "Adds ds [1, BLOCK_KV], sums along diagonals, at one place of each diagonal.",
+    "float": "Adds ds [1, BLOCK_KV], sums along diagonals, at one place of each diagonal; or a tile's sum.",
+    "peak": "Raises peaks to ds [1, BLOCK_KV], sums along diagonals, at one place of each diagonal; or to a tile's sum.",
+    "fixed": "Adds ds [1, BLOCK_KV], sums along diagonals, at one place of each diagonal; or a tile's sum.",
 }
+_ALIKE = "Whether all of these queries and keys read one entry."
 
 
 @lru_cache(maxsize=1024)
@@ -149,12 +150,26 @@ class _Scatter:
         self._add(body, load, "ds")
         head = f"{name}(grads, tables, numbers, b, h, q_idx, kv_idx, ds)"
         self.functions.append(write_function(head, _DIAGONALS[self.scatter], body.written()))
-        skewed = self._variable(f"skew({sent})")
+        self.functions.append(self._alike(f"{name}_alike", load))
+        skewed, given = self.body.scope.take("skewed", "skewed"), "tables, numbers, b, h"
         self.body.statements += [
-            "for turn in tl.static_range((ds.shape[0] - 1) // ds.shape[1] + 2):",
-            f"    q_first, kv_there = diagonal_ends(q_idx, kv_idx, {skewed}, turn)",
-            f"    {name}(grads, tables, numbers, b, h, q_first, kv_there, diagonal_sums({skewed}, turn))",
+            # along the tile's edges every diagonal begins
+            f"if {name}_alike({given}, q_idx, tl.min(kv_idx)) & {name}_alike({given}, tl.min(q_idx), kv_idx):",
+            f"    {name}(grads, {given}, tl.min(q_idx), tl.min(kv_idx), tl.sum({sent}))",
+            "else:",
+            f"    {skewed} = skew({sent})",
+            "    for turn in tl.static_range((ds.shape[0] - 1) // ds.shape[1] + 2):",
+            f"        q_first, kv_there = diagonal_ends(q_idx, kv_idx, {skewed}, turn)",
+            f"        {name}(grads, {given}, q_first, kv_there, diagonal_sums({skewed}, turn))",
         ]
+
+    def _alike(self, name: str, load: Expr) -> str:
+        """The text of a function that says whether all of these queries and keys read one entry."""
+        body = Body(self.body.captures, _INDICES[:-1], frozenset(), {})
+        body.lines([index for index in load.args if uses(index, Q) or uses(index, K)])
+        places = [number_value(body.done[index]).text for index in load.args if uses(index, Q) or uses(index, K)]
+        same = " & ".join(f"(tl.min({place}) == tl.max({place}))" for place in places)
+        return write_function(f"{name}(tables, numbers, b, h, q_idx, kv_idx)", _ALIKE, body.written(), same)
 
     def _add(self, body: Body, load: Expr, sent: str) -> None:
         """The statements that add `sent` where the load's entry stands in a contiguous table, if it is inside."""

@@ -19,12 +19,12 @@ def gather(address, inside, TYPE: tl.constexpr):
     ahead, by a copy to shared memory of every single entry; this one stays where it is, its entries in flight together."""
     if TYPE.primitive_bitwidth == 64:
         found = tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b64 $0, 0; @p ld.global.nc.b64 $0, [$1]; }", "=l,l,r",
+            "{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b64 $0, 0; @p ld.global.nc.b64 $0, [$1]; }", "=&l,l,r",
             [address.to(tl.int64), inside.to(tl.int32)], dtype=tl.int64, is_pure=True, pack=1,
         )  # fmt: skip
     else:
         found = tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p ld.global.nc.b32 $0, [$1]; }", "=r,l,r",
+            "{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p ld.global.nc.b32 $0, [$1]; }", "=&r,l,r",
             [address.to(tl.int64), inside.to(tl.int32)], dtype=tl.int32, is_pure=True, pack=1,
         )  # fmt: skip
     return found.to(TYPE, bitcast=True)

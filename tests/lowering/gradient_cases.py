@@ -43,6 +43,7 @@ FIXED = [
     "score * t1[()] + t1[()]",
     "score + t3[b, h, q_idx, kv_idx // 8] * t3[1 - b, h, 3, kv_idx]",
     "score + t5[max(q_idx - kv_idx, -3)] * score + t5[kv_idx - q_idx]",
+    "score + t5[min(max(q_idx - kv_idx, -2), 1) + 5] * score",
     "score + t0[t6[kv_idx]] + t7[t6[q_idx] % 4, h]",
     "score + t0[int64(abs(score) * 3.0)] * score",
 ]
@@ -69,6 +70,8 @@ SCORES = [
     "score + t5[max(q_idx - kv_idx, -3)] * score + t5[kv_idx - q_idx]",
     "score + t5[q_idx - kv_idx - 60]",
     "score + t7[where(q_idx < kv_idx, 0, min((q_idx - kv_idx) // 4, 3)), h] * score + t5[t6[abs(q_idx - kv_idx)]]",
+    "score + t5[min(max(q_idx - kv_idx, -2), 1) + 5] * score",
+    "score + t5[min(max(q_idx - kv_idx, 30), 50)] + t3[1, h, min(max(q_idx - kv_idx, 3), 9), max(kv_idx - q_idx, 5)]",
     "score + t5[q_idx + 30]",
     "score + t0[t6[kv_idx]] + t7[t6[q_idx] % 4, h]",
     "score + t0[int64(abs(score) * 3.0)] * score",
