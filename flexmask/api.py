@@ -23,7 +23,7 @@ from .runtime.differentiable import Call, attend
 from .runtime.extras import NO_EXTRAS, Extras
 from .runtime.maps import interpreting, refill_maps
 from .runtime.request import Request, Result
-from .runtime.steady import Steady
+from .runtime.steady import find_steady
 from .runtime.store import default_store
 
 BACKENDS = ("cpu", "triton", "reference")
@@ -125,10 +125,9 @@ class Attention:
         deterministic, tuned = self._is_deterministic(), self._is_tuned()
         follows, last = (mask, score, shapes, scale, backend, deterministic, tuned, q.dtype, q.device), self._last
         if last is None or last[0] != follows:  # traces compare by identity
-            check_request((mask, score), shapes, q.device)
-            call = Call(
-                default_store(), Request(mask, score, shapes, tuned), scale, backend, NO_EXTRAS, deterministic, (Steady(), Steady())
-            )
+            store, request = default_store(), Request(mask, score, shapes, tuned)
+            steady = find_steady(store, request, q, scale, backend, deterministic)
+            call = Call(store, request, scale, backend, NO_EXTRAS, deterministic, steady)
             last = self._last = (follows, call)
         return last[1]
 

@@ -17,11 +17,11 @@ from ..frontend import Captured, Traced, from_text
 from ..ir import simplify
 from ..lowering import gradient_tables
 from .backward import Saved
-from .checks import Shapes, check_inputs, check_request
+from .checks import Shapes, check_inputs
 from .differentiable import Call
 from .extras import NO_EXTRAS, Extras
 from .request import Request, Result
-from .steady import Steady
+from .steady import find_steady
 from .store import default_store
 
 
@@ -36,13 +36,6 @@ class Constants(NamedTuple):
     backend: str
     deterministic: bool
     autotune: bool
-
-
-class _Checked(NamedTuple):
-    """What is known of calls of a layout that were found good."""
-
-    shapes: Shapes
-    steady: tuple[Steady, Steady]
 
 
 class Captures(NamedTuple):
@@ -206,18 +199,16 @@ def is_needed(*tensors: Tensor) -> bool:
 
 def _call(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None, captures: Captures, s: Constants) -> Call:
     store = default_store()
-    numbers = (*captures.ints, *[x.hex() for x in captures.floats])  # in which 0.0 is not -0.0
-    tables = [(t.shape, t.dtype, t.device) for t in captures.tables]
-    layout = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device, s, numbers, *tables)
-    checked: _Checked | None = store.checked.get(layout)
-    request = request_of(checked.shapes if checked else check_inputs(q, k, v, True), captures, s.mask, s.score, s.autotune)
-    if checked is None:
-        check_request((request.mask, request.score), request.shapes, q.device)
-        checked = _Checked(request.shapes, (Steady(), Steady()))
-        store.checked.put(layout, checked)
+    layout = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device)
+    shapes: Shapes | None = store.checked.get(layout)
+    if shapes is None:
+        shapes = check_inputs(q, k, v, True)
+        store.checked.put(layout, shapes)
+    request = request_of(shapes, captures, s.mask, s.score, s.autotune)
+    steady = find_steady(store, request, q, s.scale, s.backend, s.deterministic)
     plain = sinks is None and seed is None and not s.peaks
     extras = NO_EXTRAS if plain else Extras(sinks, s.dropout_p, seed, s.peaks)
-    return Call(store, request, s.scale, s.backend, extras, s.deterministic, checked.steady if plain else None)
+    return Call(store, request, s.scale, s.backend, extras, s.deterministic, steady if plain else None)
 
 
 def _is_transformed() -> bool:

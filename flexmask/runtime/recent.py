@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -36,6 +36,11 @@ class Recent(Generic[Value]):
 
     def pop(self, key: Hashable) -> Value | None:
         return self._entries.pop(key, None)
+
+    def drop(self, unwanted: Callable[[Value], bool]) -> None:
+        """Keep only what is not `unwanted`."""
+        for key in [key for key, value in self._entries.items() if unwanted(value)]:
+            del self._entries[key]
 
     def clear(self) -> None:
         self._entries.clear()

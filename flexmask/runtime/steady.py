@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frontend import Traced
+from .checks import check_request
 from .replay import Replay, Standing
 from .request import Request
 from .store import Store
@@ -23,7 +25,7 @@ class _Known:
     place: tuple[int, int]
     generation: int
     replay: Replay
-    standing: Standing
+    standing: weakref.ref[Standing]  # as long as the store keeps it: a map that nobody can ask for is not to be held here
 
 
 class Steady:
@@ -44,7 +46,8 @@ class Steady:
             return None
         if known.place != _place(inputs[0].device) or not _are_those(known.tables, request):
             return None
-        return known.replay.run(inputs, known.standing)
+        standing = known.standing()
+        return None if standing is None else known.replay.run(inputs, standing)
 
     def keep(self, store: Store, request: Request, inputs: Sequence[torch.Tensor], replay: Replay | None, standing: Standing) -> None:
         """Remember a call that `replay` repeats, where anything can be said of its tables and its stream."""
@@ -52,7 +55,28 @@ class Steady:
         self._known = None
         if replay is not None and place is not None:
             tables = [(weakref.ref(t), t.data_ptr(), t._version) for t in request.tables]
-            self._known = _Known([x.stride() for x in inputs], tables, place, store.generation, replay, standing)
+            self._known = _Known([x.stride() for x in inputs], tables, place, store.generation, replay, weakref.ref(standing))
+
+
+def find_steady(store: Store, request: Request, q: torch.Tensor, *more: Hashable) -> tuple[Steady, Steady]:
+    """For the forward and the backward pass of calls of such requests, on q's device and in its dtype; `more` is what else they depend on.
+    Raises ShapeError where the mods' captures do not fit the call; what has been found good once is not looked at again."""
+    tables = tuple(map(id, request.tables))  # so that masks alike take no turns in one place; it is the calls that tell them apart
+    layout = (request.shapes, request.autotune, q.dtype, q.device, *more, *_structure(request.mask), *_structure(request.score), tables)
+    found: tuple[Steady, Steady] | None = store.checked.get(layout)
+    if found is None:
+        check_request((request.mask, request.score), request.shapes, q.device)
+        found = Steady(), Steady()
+        store.checked.put(layout, found)
+    return found
+
+
+def _structure(traced: Traced | None) -> tuple[Hashable, ...]:
+    """All of a mod that checks look at, and its numbers, among which 0.0 is not -0.0."""
+    if traced is None:
+        return (None,)
+    numbers = [x.hex() if isinstance(x, float) else x for x in traced.scalars]
+    return traced.expr, traced.promised, *numbers, *[(t.shape, t.dtype, t.device) for t in traced.tensors]
 
 
 def _are_those(known: Sequence[tuple[weakref.ref[torch.Tensor], int, int]], request: Request) -> bool:

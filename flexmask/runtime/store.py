@@ -148,8 +148,11 @@ class Store:
             return made
         self._maps[full] = (made, tuple(weakref.ref(t) for t in tensors))
         if len(self._maps) > KEPT_MAPS:
-            self._maps.popitem(last=False)
-            self._let_go()
+            _, (_, refs) = self._maps.popitem(last=False)
+            if all(ref() is not None for ref in refs):
+                self._let_go()
+            else:  # nobody can ask for what was made of a tensor that is gone
+                self._launches.drop(lambda entry: any(ref() is None for ref in entry[1]))
         return made
 
     def launches(self, key: tuple[Any, ...], mask: Traced | None, score: Traced | None, make: Callable[[], Any]) -> Any:

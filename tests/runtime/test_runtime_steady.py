@@ -1,10 +1,13 @@
 """The last call is repeated for tensors of the same strides as long as nothing that it depends on has changed, and not otherwise."""
 
+import gc
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from flexmask.errors import ShapeError
 from flexmask.frontend import trace
 from flexmask.runtime import steady
 from flexmask.runtime.checks import Shapes
@@ -101,6 +104,43 @@ def test_nothing_is_kept_where_nothing_repeats_or_could_be_said_of_a_table(place
     request = world.requested(ids, world.bias)
     world.steady.keep(world.store, request, world.inputs, SimpleNamespace(run=lambda *given: given), NO_STANDING)
     assert world.run(request) is None
+
+
+def test_a_map_that_the_store_dropped_is_not_held(place):
+    world, standing = World(), replace(NO_STANDING)
+    world.steady.keep(world.store, world.request, world.inputs, SimpleNamespace(run=lambda *given: given), standing)
+    assert world.run() == (world.inputs, standing)
+    del standing
+    gc.collect()
+    assert world.run() is None
+
+
+def found(request, scale=1.0, q=None):
+    return steady.find_steady(STORE, request, torch.zeros(1) if q is None else q, scale)
+
+
+STORE = Store()
+
+
+def test_calls_that_differ_have_places_of_their_own():
+    window = lambda size: Request(trace(lambda q_idx, kv_idx: q_idx - kv_idx < size, "mask"), None, SHAPES)
+    scaled = lambda factor: Request(None, trace(lambda score: score * factor, "score"), SHAPES)
+    ids, bias = torch.tensor([0, 0, 1]), torch.ones(3)
+    calls = [
+        found(window(2)), found(window(3)), found(window(2), scale=2.0), found(window(2), q=torch.zeros(1).half()), found(scaled(0.0)),
+        found(scaled(-0.0)), found(World.requested(None, ids, bias)), found(World.requested(None, ids.clone(), bias)),
+        found(replace(window(2), shapes=replace(SHAPES, q_len=4))),
+    ]  # fmt: skip
+    assert len({id(call) for call in calls}) == len(calls)
+    assert found(window(2)) is calls[0] and found(World.requested(None, ids, bias)) is calls[6]
+
+
+def test_what_does_not_fit_a_call_is_said_each_time():
+    short = torch.ones(2)
+    request = Request(trace(lambda q_idx, kv_idx: short[q_idx] > 0, "mask"), None, SHAPES)
+    for _ in range(2):
+        with pytest.raises(ShapeError, match="has 2 entries"):
+            found(request)
 
 
 def test_on_the_cpu_there_is_no_stream():

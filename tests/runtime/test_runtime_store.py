@@ -90,6 +90,18 @@ def test_launches_go_with_maps_that_are_no_longer_kept():
     assert made.times == 2
 
 
+def test_launches_stay_as_maps_go_that_nobody_can_ask_for():
+    store, made, mask = Store(), Made(), trace(lambda q_idx, kv_idx: q_idx >= kv_idx, "mask")
+    store.launches(("forward",), mask, None, made)
+    for _ in range(3 * KEPT_MAPS):
+        ids = document(torch.tensor([0, 0, 1]))
+        store.tile_map(("map",), ids.tensors, list)
+        store.launches(("forward",), ids, None, list)
+        del ids
+    store.launches(("forward",), mask, None, made)
+    assert made.times == 1 and len(store._launches) <= KEPT_MAPS + 1
+
+
 def test_only_so_many_are_kept():
     store, mask = Store(), document(torch.tensor([0, 0, 1]))
     for n in range(2 * KEPT_LAUNCHES):
