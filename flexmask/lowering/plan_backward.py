@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from ..errors import BackendError
 from .plan import ITEM_BYTES, SHARED_BYTES, padded
 
-# Tiles whose kernels were checked to spill no register where tiles are multiplied (but for two of 255 with newer compilers in one of them;
+# Tiles whose kernels were checked to spill no register where tiles are multiplied (but for four of 255 with newer compilers in one of them;
 # what lives while a line of tiles is walked may be put aside): (block_q, block_kv, warps, stages) by the greater padded head dim, for
 # kernels with intervals or without a map; with a predicate or score mod in the loop; and with one that reads a table at (query, key), so
 # holds an address for each pair, or scatters. In "dq" the queries stay and the keys pass by; in "dkdv" the other way round, and two

@@ -315,21 +315,28 @@ def keep_queries(bounds, mask, b, h, q_idx, kv_idx, q_len, TILE: tl.constexpr):
 
 
 @triton.jit
+def load_terms(source, start):
+    """What `row_terms` says of a tile of queries, float32 [1, BLOCK_Q]; `source` is a descriptor and a head, or a pointer and where the
+    head's rows begin. By pointers, as they are read ahead, each thread copies all that it needs itself: 32 times over in a tile."""
+    terms, head = source
+    return terms.load([head, start]) if TMA else tl.load(terms + head + (start + tl.arange(0, BLOCK_Q)))[None, :]
+
+
+@triton.jit
 def step_kv(acc, context, tile, TILE: tl.constexpr):
     """Adds the share of one tile of queries to dk (but for the scale) and dv."""
     dk, dv = acc
     k, v, queries, douts, lse, shift, q_len, scale, b, h, kv_idx, bounds, mask, score_captures, dropout = context
     start = tile * BLOCK_Q
-    row = start + tl.arange(0, BLOCK_Q)
-    q_idx = row[None, :]
+    q_idx = start + tl.arange(0, BLOCK_Q)[None, :]
     place = (b, h, q_idx, kv_idx)
     q = load_tile(queries, start, q_len, BLOCK_Q, HEAD_DIM, PADDED_DIM, TILE != "full")
-    row_lse = tl.load(lse + row)
+    row_lse = load_terms(lse, start)
     score = (score_captures[0], score_captures[1], ())
     if SCORE:
         score = (score_captures[0], score_captures[1], score_row(score_captures[0], score_captures[1], b, h, q_idx))
     s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-    p = weigh(s, scale, row_lse[None, :], place, score)
+    p = weigh(s, scale, row_lse, place, score)
     keep = q_idx < q_len
     if TILE != "full":
         keep = keep_queries(bounds, mask, b, h, q_idx, kv_idx, q_len, TILE)
@@ -341,11 +348,11 @@ def step_kv(acc, context, tile, TILE: tl.constexpr):
         kept = survives(row_keys(keys_of_head, q_idx), kv_idx, threshold)
         weights = tl.where(kept, p, 0.0)
     dv = tl.dot(weights.to(dout.dtype), dout, dv, input_precision=PRECISION)
-    row_shift = tl.load(shift + row)
+    row_shift = load_terms(shift, start)
     dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
     if len(dropout) > 0:
         dp = tl.where(kept, dp * factor, 0.0)
-    ds = p * (dp + row_shift[None, :])
+    ds = p * (dp + row_shift)
     ds = follow(ds, s, scale, keep, place, score, TILE)
     dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
@@ -396,7 +403,9 @@ def attention_backward_kv(
     for _ in tl.range(readers):
         b64, h64 = b.to(tl.int64), h.to(tl.int64)
         queries, douts = head_of(q, b, h, stride_qb, stride_qh, stride_qn), head_of(dout, b, h, stride_ob, stride_oh, stride_on)
-        terms = (b64 * heads * group + h64) * terms_len
+        terms = b * heads * group + h
+        if not TMA:
+            terms = (b64 * heads * group + h64) * terms_len
         bounds = ()
         if PIECES > 0:
             skipped = (b64 * stride_ib + h64 * stride_ih + start) * PIECES
@@ -405,7 +414,7 @@ def attention_backward_kv(
         dropout = ()
         if seed is not None:
             dropout = (head_keys(seed, b, h), threshold, factor)
-        context = (k_tile, v_tile, queries, douts, lse + terms, shift + terms, q_len, pace, b, h, kv_idx, bounds,
+        context = (k_tile, v_tile, queries, douts, (lse, terms), (shift, terms), q_len, pace, b, h, kv_idx, bounds,
                    (mask_tables, mask_numbers), (score_tables, score_numbers), dropout)  # fmt: skip
         line = b * stride_mb + h * stride_mh + n
         acc = walk(acc, context, (ranges, counts, offsets, index), line, q_len, step_kv, BLOCK_Q)

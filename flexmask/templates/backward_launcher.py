@@ -3,6 +3,7 @@ which hold one part each."""
 
 import torch
 import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .backward import (
     BLOCK_KV,
@@ -105,6 +106,11 @@ def backward_q(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captur
 # ---- dkdv
 
 
+def describe_terms(x):
+    """A TMA descriptor of [1, BLOCK_Q] pieces of what `row_terms` gives, with a line for each head."""
+    return TensorDescriptor(x, [x.shape[0] * x.shape[1], x.shape[2]], [x.shape[2], 1], [1, BLOCK_Q.value])
+
+
 def backward_kv(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures=((), ()), starts=None, stops=None,
                 ranges=None, counts=None, offsets=None, index=None, broken=None, into=None, dropout=None):  # fmt: skip
     """(dk [B or 1, Hkv, KV, D], dv [B or 1, Hkv, KV, Dv]) of out = attention(q, k, v), given dout [B, Hq, Q, Dv] and `terms` from
@@ -123,7 +129,7 @@ def backward_kv(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captu
     (q, k, v, dout), sources = sources_of(q, k, v, dout)
     columns, group = triton.cdiv(kv_len, BLOCK_KV.value), q_heads // heads
     attention_backward_kv[(columns * entries * heads,)](
-        *sources, dk, dv, *terms,
+        *sources, dk, dv, *([describe_terms(x) for x in terms] if TMA else terms),
         float(scale), q_len, kv_len, terms[0].shape[2], heads, group, group * (batch // entries),
         resident_heads(entries * heads, q_len, (q.shape[3] + v.shape[3]) * q.element_size()),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *dout.stride()[:3],
