@@ -79,10 +79,10 @@ def test_import_flexmask_brings_nothing_heavy():
 
 def test_functions_and_files_stay_small():
     for file in FILES:
-        if room_of(file) == "templates":
-            continue
         text = file.read_text()
         assert text.count("\n") <= 400, f"{file} has outgrown its room"
+        if room_of(file) == "templates":
+            continue  # kernels are long functions
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 50, f"{file}:{node.lineno} {node.name} is too long"

@@ -35,7 +35,7 @@ def assemble_backward(
         raise ValueError("the plan evaluates the mask in the kernel, so assemble_backward needs the mask's text")
     if plan.score != (score is not None) or plan.score != (gradient is not None):
         raise ValueError(f"the plan has{' a' if plan.score else ' no'} score mod: give the texts of both score and gradient, or neither")
-    kernel, launcher = _sections("backward.py"), _sections("backward_launcher.py")
+    kernel, launcher = _sections("backward.py") | _sections("backward_columns.py"), _sections("backward_launcher.py")
     device, host = _functions(_sections("forward.py")["functions"]), _functions(_sections("launcher.py")["functions"])
     mods = _mods(plan, _functions(kernel["mods"]), mask, score, gradient)
     parts = [

@@ -14,10 +14,10 @@ from .backward import (
     PADDED_V_DIM,
     SCATTER,
     TMA,
-    attention_backward_kv,
     attention_backward_q,
     row_terms_kernel,
 )
+from .backward_columns import attention_backward_kv
 from .launcher import MAX_INDEX, addressable, describe, fits_tma, resident_heads, strides
 
 # ---- constants
