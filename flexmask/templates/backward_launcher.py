@@ -40,7 +40,7 @@ def row_terms(out, lse, dout, dlse=None):
         dlse = None if dlse is None else dlse.to(torch.float32).contiguous()
         row_terms_kernel[(terms_len // 32 * batch * heads,)](
             out, dout, lse.contiguous(), dlse, lse2, shift,
-            q_len, terms_len, heads, *out.stride()[:3], *dout.stride()[:3], ROWS=32, num_warps=4,
+            q_len, terms_len, heads, *out.stride()[:3], *dout.stride()[:3], ROWS=32, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return lse2, shift
 

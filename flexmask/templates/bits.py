@@ -246,5 +246,5 @@ def bits(counts, offsets, index, patterns, words, slots, broken, captures, q_len
         make_bits[(min(lines * columns, MOST_PROGRAMS),)](
             patterns, *captures, counts, offsets, index, words, slots, broken,
             q_len, kv_len, lines, heads, blocks, iota, pool, room,
-            num_warps=NUM_WARPS.value, maxnreg=MOST_REGISTERS.value,
+            num_warps=NUM_WARPS.value, enable_fp_fusion=True, maxnreg=MOST_REGISTERS.value,
         )  # fmt: skip

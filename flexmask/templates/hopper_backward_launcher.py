@@ -78,8 +78,8 @@ def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures
         ranges, counts, offsets, index, *strides(counts if ranges is None else ranges, columns),
         patterns, described_bits(words) if BITS.value else None,
         order, long_level(resident, processors(q.device)), broken,
-        num_warps=4,
+        num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     blocks = triton.cdiv(q_len, BLOCK_Q.value)
-    gather_queries[(blocks * batch * q_heads,)](sums, dq, float(scale), q_len, terms_len, broken, num_warps=4)
+    gather_queries[(blocks * batch * q_heads,)](sums, dq, float(scale), q_len, terms_len, broken, num_warps=4, enable_fp_fusion=True)
     return dq, dk, dv

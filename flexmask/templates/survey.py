@@ -284,5 +284,5 @@ def survey(captures, q_len, kv_len, batch, heads, starts=None, stops=None, range
         strides += (table.stride(0) if table.shape[0] > 1 else 0, table.stride(1) if table.shape[1] > 1 else 0)
     survey_block[(max(1, batch * heads * blocks),)](
         *captures, q_len, kv_len, heads, batch * heads, starts, stops, ranges, hulls, tuple(summaries),
-        tuple(16 * x + 2 for x in strides), broken, num_warps=NUM_WARPS.value,
+        tuple(16 * x + 2 for x in strides), broken, num_warps=NUM_WARPS.value, enable_fp_fusion=True,
     )  # fmt: skip

@@ -249,6 +249,6 @@ def tiles(states, first, captures, box_captures, q_len, kv_len, hulls=None, brok
     decide_tiles[(min(batch * heads * rows * spans, MOST_PROGRAMS),)](
         states, *captures, *box_captures, hulls if HULLS.value else None, broken,
         q_len, kv_len, batch * heads, heads, first, rows, triton.cdiv(length, block), columns, triton.cdiv(columns, spans),
-        ONLY_IF_BROKEN=only_if_broken, num_warps=4, maxnreg=MOST_REGISTERS,
+        ONLY_IF_BROKEN=only_if_broken, num_warps=4, enable_fp_fusion=True, maxnreg=MOST_REGISTERS,
     )  # fmt: skip
     return states
