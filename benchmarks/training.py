@@ -3,8 +3,8 @@
     python -m benchmarks.training [--host] [--extras] [--json FILE]         both tables unless one is asked for
 
 `--host`: microseconds that a steady call costs the host at N=128 (forward; forward and backward), as the GPU is left behind; flexmask,
-FlexAttention and SDPA. `--extras`: milliseconds under causal with dropout, sinks, and a bias by distance, deterministic or not.
-`python -m benchmarks.kernels` times the kernels themselves.
+FlexAttention and SDPA. `--extras`: milliseconds under causal with dropout, sinks, and a bias by distance, deterministic or not, and what
+FlexAttention takes for the bias. `python -m benchmarks.kernels` times the kernels themselves.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import flexmask
 from benchmarks.checks import Tensors
@@ -73,39 +74,63 @@ def host_table() -> list[dict[str, Any]]:
     return rows
 
 
-def extras(heads: int) -> dict[str, tuple[Callable[..., torch.Tensor], list[torch.Tensor]]]:
+Extra = tuple[Callable[..., torch.Tensor], list[torch.Tensor]]
+
+
+def extras(heads: int, length: int) -> dict[str, Extra]:
     """Causal attention with this and that besides, and the tensors that have gradients too."""
     sinks = torch.randn(heads, device="cuda", requires_grad=True)
     bias = torch.randn(heads, 256, device="cuda", requires_grad=True)
-    relative = flexmask.score(lambda score, b, h, q_idx, kv_idx: score + bias[h, (q_idx - kv_idx).clamp(0, 255)])
+    learned, fixed = by_distance(bias), by_distance(bias.detach())
     causal = flexmask.masks.causal
-    plain = flexmask.compile(causal)
+    plain, rival = flexmask.compile(causal), rival_with_score(length)
     return {
         "causal": (plain, []),
         "causal, dropout": (lambda *x: plain(*x, dropout_p=0.1, seed=1), []),
         "causal, sinks": (lambda *x: plain(*x, sinks=sinks), [sinks]),
-        "causal, learned bias": (flexmask.compile(causal, relative), [bias]),
-        "causal, learned bias, deterministic": (flexmask.compile(causal, relative, deterministic=True), [bias]),
+        "causal, bias": (flexmask.compile(causal, flexmask.score(fixed)), []),
+        "causal, learned bias": (flexmask.compile(causal, flexmask.score(learned)), [bias]),
+        "causal, learned bias, deterministic": (flexmask.compile(causal, flexmask.score(learned), deterministic=True), [bias]),
+        "FlexAttention, causal, bias": (lambda *x: rival(*x, fixed), []),
+        "FlexAttention, causal, learned bias": (lambda *x: rival(*x, learned), [bias]),
     }
+
+
+def by_distance(bias: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """A score mod that adds bias[head, distance], [H, 256], distances clipped."""
+    return lambda score, b, h, q_idx, kv_idx: score + bias[h, (q_idx - kv_idx).clamp(0, 255)]
+
+
+def rival_with_score(length: int) -> Callable[..., torch.Tensor]:
+    """Causal FlexAttention, compiled, of q, k, v and a score mod."""
+    block_mask = create_block_mask(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx, None, None, length, length, device="cuda")
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return lambda q, k, v, score: compiled(q, k, v, score_mod=score, block_mask=block_mask)
 
 
 def extras_table(length: int = 8192, head_dim: int = 128) -> list[dict[str, Any]]:
     """Milliseconds of forward and backward with each of `extras`."""
     given, dout = inputs(Case("causal", length, 2, HEADS[length], HEADS[length], head_dim), Settings())
-    still = tuple(x.detach() for x in given)
     rows = []
-    for name, (run, more) in extras(HEADS[length]).items():
+    for name, extra in extras(HEADS[length], length).items():
+        row: dict[str, Any] = {"case": name}
         try:
-            out, wanted = run(*given), [*given, *more]
-            backward = lambda out=out, wanted=wanted: torch.autograd.grad(out, wanted, dout, retain_graph=True)
-            backward()
-            ms = {"forward": bench(lambda run=run: run(*still)), "backward": bench(backward)}
+            time_extra(row, extra, given, dout)
         except Exception as error:
             print(f"{name:36s} FAILED {type(error).__name__}: {str(error)[:300]}", flush=True)
-            continue
-        rows.append({"case": name, **ms})
-        print(f"{name:36s} forward {ms['forward']:.3f} ms, backward {ms['backward']:.3f} ms", flush=True)
+        rows.append(row)
+        print(f"{name:36s} " + ", ".join(f"{part} {ms:.3f} ms" for part, ms in row.items() if part != "case"), flush=True)
     return rows
+
+
+def time_extra(row: dict[str, Any], extra: Extra, given: Tensors, dout: torch.Tensor) -> None:
+    """The times of both passes into the row, that of the first also where the second fails."""
+    run, more = extra
+    still = tuple(x.detach() for x in given)
+    with torch.no_grad():
+        row["forward"] = bench(lambda: run(*still))
+    out = run(*given)
+    row["backward"] = bench(lambda: torch.autograd.grad(out, [*given, *more], dout, retain_graph=True))
 
 
 def main() -> None:
