@@ -12,7 +12,7 @@ import torch
 
 from . import reference
 from .errors import BackendError, TraceError
-from .frontend import captured
+from .frontend import Traced, captured
 from .inspect.explain import explain_map, explain_mask, explain_score
 from .ir import show
 from .mods import Mask, Score
@@ -120,12 +120,10 @@ class Attention:
 
     def _call(self, q: torch.Tensor, shapes: Shapes, scale: float, backend: str) -> Call:
         """The call without extras, the last one where nothing has changed, checked against what the mods capture."""
-        mask = None if self.mask is None else self.mask.traced()
-        score = None if self.score is None else self.score.traced()
-        deterministic, tuned = self._is_deterministic(), self._is_tuned()
-        follows, last = (mask, score, shapes, scale, backend, deterministic, tuned, q.dtype, q.device), self._last
+        mods, deterministic, tuned = self._mods(), self._is_deterministic(), self._is_tuned()
+        follows, last = (*mods, shapes, scale, backend, deterministic, tuned, q.dtype, q.device), self._last
         if last is None or last[0] != follows:  # traces compare by identity
-            store, request = default_store(), Request(mask, score, shapes, tuned)
+            store, request = default_store(), Request(*mods, shapes, tuned)
             steady = find_steady(store, request, q, scale, backend, deterministic)
             call = Call(store, request, scale, backend, NO_EXTRAS, deterministic, steady)
             last = self._last = (follows, call)
@@ -236,10 +234,12 @@ class Attention:
             raise BackendError('backend="triton" takes CUDA tensors, or TRITON_INTERPRET=1 in the environment for tests; these are on cpu.')
         return self.backend, "asked for"
 
+    def _mods(self) -> tuple[Traced | None, Traced | None]:
+        """The mask and the score as they are now."""
+        return None if self.mask is None else self.mask.traced(), None if self.score is None else self.score.traced()
+
     def _traces(self, shapes: Shapes) -> Request:
-        mask = None if self.mask is None else self.mask.traced()
-        score = None if self.score is None else self.score.traced()
-        return Request(mask, score, shapes, self._is_tuned())
+        return Request(*self._mods(), shapes, self._is_tuned())
 
     def _request(self, q: torch.Tensor, shapes: Shapes) -> Request:
         request = self._traces(shapes)

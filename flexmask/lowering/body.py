@@ -191,11 +191,11 @@ class Body:
         spec = self.captures.tensors[node.value]
         address, checks = self._address(node.value, node.args, args)
         wanted = _stored(spec)
-        call = [address, f"mask={' & '.join(checks)}", "other=0"] if checks else [address]
         exact = spec.dtype in ("bool", "int32", "int64", "float32")
-        text = write_call("tl.load", call)
-        if checks and is_gathered(node, spec.dtype):
+        if is_gathered(node, spec.dtype):
             text = write_call("gather", [address, " & ".join(checks), f"tl.{spec.dtype}"])
+        else:
+            text = write_call("tl.load", [address, f"mask={' & '.join(checks)}", "other=0"] if checks else [address])
         return Value(text if exact else f"{text}.to(tl.{wanted})", wanted)
 
     def _search(self, node: Expr, args: list[Value]) -> Value:

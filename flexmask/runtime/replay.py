@@ -188,7 +188,7 @@ class Replays:
     ) -> tuple[tuple[Any, ...], Replay | None]:
         """`run()`, or its repetition for `inputs`, and what repeated it. `given` is what else it depends on: tensors (by address) and what
         can be hashed."""
-        key = (tuple([_known(x) for x in given]), standing.layout, *[(x.shape, x.stride(), x.dtype) for x in inputs])
+        key = (tuple([_known(x) for x in given]), standing.layout, *layout_of(inputs))
         replay = self.kept.get(key)
         found = None if replay is None else replay.run(inputs, standing)
         if found is not None:
@@ -211,6 +211,11 @@ class Replays:
             return True
         self._seen.put(key, True)
         return False
+
+
+def layout_of(tensors: Sequence[torch.Tensor]) -> list[tuple[Any, ...]]:
+    """All that a repetition depends on of the tensors that a call brings, but for their device."""
+    return [(x.shape, x.stride(), x.dtype) for x in tensors]
 
 
 def _known(given: Any) -> Any:

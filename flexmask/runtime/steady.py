@@ -11,7 +11,7 @@ import torch
 
 from ..frontend import Traced
 from .checks import check_request
-from .replay import Replay, Standing
+from .replay import Replay, Standing, layout_of
 from .request import Request
 from .store import Store
 
@@ -20,7 +20,7 @@ from .store import Store
 class _Known:
     """A call's repetition, and all that it depends on besides what its owner knows to be the same."""
 
-    strides: list[tuple[int, ...]]
+    layout: list[tuple[Any, ...]]
     tables: list[tuple[weakref.ref[torch.Tensor], int, int]]
     place: tuple[int, int]
     generation: int
@@ -29,11 +29,11 @@ class _Known:
 
 
 class Steady:
-    """The last call with mods of one structure and the same numbers, one scale and no extras: `run` repeats it for tensors of the same
-    shapes, dtypes and device. So much its owner sees to.
+    """The last call with mods of one structure and the same numbers, one scale and no extras, which its owner sees to: `run` repeats it for
+    tensors of the same layout.
 
-    It looks at their strides, at whether the captured tables are the same, lie where they did, and have their version if the mask reads
-    them, at the device and the stream that launches go to, and at whether the store has let go of maps since.
+    It looks at their shapes, strides and dtypes, at whether the captured tables are the same, lie where they did, and have their version
+    if the mask reads them, at the device and the stream that launches go to, and at whether the store has let go of maps since.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Steady:
     def run(self, store: Store, request: Request, inputs: Sequence[torch.Tensor]) -> tuple[Any, ...] | None:
         """What the last call would give for `inputs`, or None where it says nothing about them."""
         known = self._known
-        if known is None or known.generation != store.generation or known.strides != [x.stride() for x in inputs]:
+        if known is None or known.generation != store.generation or known.layout != layout_of(inputs):
             return None
         if known.place != _place(inputs[0].device) or not _are_those(known.tables, request):
             return None
@@ -55,7 +55,7 @@ class Steady:
         self._known = None
         if replay is not None and place is not None:
             tables = [(weakref.ref(t), t.data_ptr(), t._version) for t in request.tables]
-            self._known = _Known([x.stride() for x in inputs], tables, place, store.generation, replay, weakref.ref(standing))
+            self._known = _Known(layout_of(inputs), tables, place, store.generation, replay, weakref.ref(standing))
 
 
 def find_steady(store: Store, request: Request, q: torch.Tensor, *more: Hashable) -> tuple[Steady, Steady]:

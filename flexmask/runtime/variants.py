@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..analysis import MOST_PIECES, Facts, Form
 from ..frontend import Traced
-from ..ir import SCORE, TRUE, Expr, K, Q, uses, walk
+from ..ir import SCORE, TRUE, Expr, K, Q, simplify, uses, walk
 from ..lowering import is_gathered
 
 
@@ -94,7 +94,7 @@ def only_gathers(score: Traced | None) -> bool:
     """Whether what makes a score mod costly are tables that it gathers entries of, each alone, which hold nothing for long."""
     if score is None or reads_by_score(score.expr):
         return False
-    reads = [node for node in walk(score.expr) if node.op == "load" and uses(node, Q) and uses(node, K)]
+    reads = [node for node in walk(simplify(score.expr)) if node.op == "load" and uses(node, Q) and uses(node, K)]
     return bool(reads) and all(is_gathered(node, str(score.tensors[node.value].dtype).removeprefix("torch.")) for node in reads)
 
 

@@ -105,8 +105,22 @@ def test_what_was_recorded_with_one_map_serves_the_next(case, prepare_all):
     assert replays() and all(len(known.kept) == 1 and None not in known.kept.values() for known in replays())
     prepare_all()
     for repeated, (ids, bias, given) in zip(found, batches, strict=True):
-        for one, other in zip(repeated, everything(MAPS[case](ids, bias), *given), strict=True):
+        prepared = everything(MAPS[case](ids, bias), *given)
+        assert all(map(torch.equal, repeated[:2], prepared[:2])), "out and lse have no order of sums to choose"
+        for one, other in zip(repeated, prepared, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=2e-2 * other.abs().max().item())
+
+
+def test_keys_of_one_batch_entry_for_all_after_keys_of_each():
+    """Their strides are the same, and the kernel's arguments are not."""
+    attn, (q, k, v, dout) = flexmask.compile(masks.causal), tensors(0)
+    for keys in (slice(None), slice(1)):
+        for _ in range(4):
+            out, _, *grads = everything(attn, q, k.detach()[keys].requires_grad_(), v.detach()[keys].requires_grad_(), dout)
+    want = everything(attn, q, *[x.detach()[:1].expand_as(x).contiguous().requires_grad_() for x in (k, v)], dout)
+    torch.testing.assert_close(out, want[0], rtol=0, atol=2e-2)
+    for one, other in zip(grads[1:], want[3:], strict=True):
+        torch.testing.assert_close(one.float(), other.float().sum(0, keepdim=True), rtol=0, atol=3e-2 * other.abs().max().item())
 
 
 def test_layers_of_a_compiled_model_share_launches():
@@ -130,6 +144,9 @@ def test_layers_of_a_compiled_model_share_launches():
         calls.append({name: n - before[name] for name, n in flexmask.cache_info().items()})
         torch.testing.assert_close(out, model(q, k, v, ids), rtol=0, atol=2e-2)
     assert calls[1]["maps"] == calls[2]["maps"] <= 2
+    assert len(default_store()._launches) <= 4 * 3, (
+        "two for each of three batches, or twice that where the eager model's count for themselves"
+    )
 
 
 def test_one_tensor_three_times_then_three(prepare_all):

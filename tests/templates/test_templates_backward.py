@@ -43,8 +43,11 @@ def compiled(request):
 
 
 @pytest.mark.parametrize("case", COMPILED)
-def test_registers_are_not_spilled_where_tiles_are_multiplied(compiled, case):
-    assert compiled[case]["loop_spills"] <= 8  # four numbers of 255, by newer compilers; tiles a step smaller, which spill none, are slower
+def test_registers_are_not_spilled_where_tiles_are_multiplied(compiled, case, request):
+    newer = (
+        ".triton-next" in request.node.name
+    )  # whose compiler spills four numbers of 255; tiles a step smaller, which spill none, are slower
+    assert compiled[case]["loop_spills"] <= (8 if newer else 4)
     assert compiled[case]["spills"] <= 64  # what is put aside while a line of tiles is walked costs nothing
 
 
