@@ -50,9 +50,10 @@ def test_benchmark_masks_are_exact_and_nothing_waits(name):
 
 @pytest.mark.parametrize("name", ["causal", "causal_document", "global_sliding"])
 def test_lines_are_ordered_by_their_work(name):
-    for made in device_maps(benchmark.build(name, 8192, "cuda"), 8192).maps:
-        if made.broken is None or int(made.broken[0]) == 0:
-            assert torch.equal(work_order(made), made.work_order())
+    maps = device_maps(benchmark.build(name, 8192, "cuda"), 8192).maps
+    holds = len(maps) == 1 or int(maps[0].broken[0]) == 0
+    made = maps[0 if holds else 1]  # the other one's memory is as it was found
+    assert torch.equal(work_order(made), made.work_order())
 
 
 def test_a_gpu_without_a_number_is_the_current_one():
