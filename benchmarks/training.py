@@ -86,6 +86,7 @@ def extras(heads: int, length: int) -> dict[str, Extra]:
     plain, rival = flexmask.compile(causal), rival_with_score(length)
     return {
         "causal": (plain, []),
+        "causal, deterministic": (flexmask.compile(causal, deterministic=True), []),
         "causal, dropout": (lambda *x: plain(*x, dropout_p=0.1, seed=1), []),
         "causal, sinks": (lambda *x: plain(*x, sinks=sinks), [sinks]),
         "causal, bias": (flexmask.compile(causal, flexmask.score(fixed)), []),

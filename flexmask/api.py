@@ -266,7 +266,7 @@ def compile(
     q @ k (default head_dim ** -0.5). `enable_gqa` allows fewer key heads than query heads. `backend` is "cpu", "triton" or
     "reference" (dense float64), by default that of the tensors' device. `deterministic=True` gives the score mod's captured tensors
     gradients that are the same bits in every run also on a GPU, where they are else added atomically, at the price of a second pass for
-    them; and keeps to kernels that give dq so too (on Hopper GPUs a faster one adds it up in any order). All other results always are the
+    them; and q likewise, to which on Hopper GPUs programs then add in turn rather than in any order. All other results always are the
     same bits (on the CPU, for a given number of threads). By default torch.use_deterministic_algorithms decides.
 
     `autotune=True` measures on the user's GPU which sizes of tiles are fastest, at the first call and the first backward pass of a kind

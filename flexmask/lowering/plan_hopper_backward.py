@@ -18,7 +18,7 @@ class HopperBackwardPlan:
 
     `map_form` is "none", "range" or "list", of the map by columns; `pieces` the number of intervals of queries that each key of a PARTIAL
     tile is kept by, or, `crossed`, none, as each query has one interval of keys, or, with `bits`, none, as those stand in the map (list
-    form); `starts` whether intervals may begin after the first place;
+    form); `starts` whether intervals may begin after the first place; `deterministic` whether columns add to dq one after the other;
     `runs` is "always", or "hold" or "fail" for a kernel that returns at once unless the map's flag on the device says so. Rows come in
     blocks of `block_q` through a ring of `stages`, keys stay in blocks of `block_kv`.
 
@@ -39,6 +39,7 @@ class HopperBackwardPlan:
     starts: bool
     runs: str
     score: bool
+    deterministic: bool
     block_q: int
     block_kv: int
     stages: int
@@ -70,7 +71,7 @@ class HopperBackwardPlan:
             parts.append(count + (" from the first place" if not self.starts else ""))
         parts += ["bits of partial tiles"] * self.bits
         parts += [f"where the intervals {self.runs}"] * (self.runs != "always")
-        parts += ["score mod"] * self.score
+        parts += ["score mod"] * self.score + ["deterministic"] * self.deterministic
         return ", ".join([*parts, f"tiles {self.block_q}x{self.block_kv}", f"{self.stages} stages"])
 
     @property
@@ -123,6 +124,7 @@ def plan_hopper_backward(
     starts: bool = True,
     runs: str = "always",
     score: bool = False,
+    deterministic: bool = False,
     evaluated: bool = False,
     bits: bool = False,
     heavy: bool = False,
@@ -140,7 +142,7 @@ def plan_hopper_backward(
         return reason
     block_q = _BLOCK_Q[padded_dim(head_dim)]
     return HopperBackwardPlan(
-        head_dim, v_head_dim, dtype, map_form, pieces, crossed, bits, starts, runs, score, block_q, 128, 2, 240, 24, arch
+        head_dim, v_head_dim, dtype, map_form, pieces, crossed, bits, starts, runs, score, deterministic, block_q, 128, 2, 240, 24, arch
     )
 
 

@@ -13,7 +13,7 @@ from ..templates.backward_passes import Pass
 from ..templates.backward_passes import backward as run_passes
 from . import cpu, cpu_backward, launch
 from .backward_kernels import Work, find_work
-from .choice import DETERMINISTIC, DROPOUT, FREE, INTERPRETED, Target, arch_of
+from .choice import DROPOUT, FREE, INTERPRETED, Target, arch_of
 from .extras import NO_EXTRAS, Extras
 from .maps import find_map
 from .request import Request
@@ -73,7 +73,7 @@ def run_triton(
         with torch.cuda.device(saved.q.device):
             return run_triton(store, request, saved, dout, dlse, scale, wanted, extras, deterministic)
     tma = dout.is_cuda and launch.fits_tma(saved.q, saved.k, saved.v, dout)
-    target = Target(saved.q.dtype, arch_of(saved.q.device), tma, _plain(extras, deterministic, dout.is_cuda))
+    target = Target(saved.q.dtype, arch_of(saved.q.device), tma, _plain(extras, dout.is_cuda), deterministic)
     scatter = "" if not wanted else "fixed" if deterministic else "float"
     captures = [launch.NO_CAPTURES if t is None else (t.tensors, t.scalars) for t in (request.mask, request.score)]
 
@@ -99,11 +99,9 @@ def run_triton(
     return Gradients(dq, dk, dv, buffers.result(wanted), sinks)
 
 
-def _plain(extras: Extras, deterministic: bool, on_gpu: bool) -> str:
+def _plain(extras: Extras, on_gpu: bool) -> str:
     """What keeps a call from the kernel that computes all gradients at once, if anything."""
-    if extras.dropout_p:
-        return DROPOUT
-    return DETERMINISTIC if deterministic else FREE if on_gpu else INTERPRETED
+    return DROPOUT if extras.dropout_p else FREE if on_gpu else INTERPRETED
 
 
 def _buffers(request: Request, q: torch.Tensor, scatter: str, rows: Sequence[Pass]) -> FloatBuffers | FixedBuffers:

@@ -25,7 +25,7 @@ from ..templates.assemble_backward import assemble_backward
 from ..templates.assemble_hopper_backward import assemble_hopper_backward
 from ..templates.backward_passes import Pass
 from . import launch, tuning
-from .choice import DETERMINISTIC, DROPOUT, FREE, INTERPRETED, Target, arch_of, is_narrow
+from .choice import DROPOUT, FREE, INTERPRETED, Target, arch_of, is_narrow
 from .maps import find_device_maps, find_map, host_variant
 from .recipes import captures_of
 from .replay import Replays, Standing
@@ -167,7 +167,7 @@ def _prepared(store: Store, request: Request, q: torch.Tensor, kernels: dict[str
 
 
 def _passes(store: Store, request: Request, q: torch.Tensor, kernels: Chain, axis: str) -> Sequence[Pass]:
-    """The kernels of a chain with their maps."""
+    """The kernels of a chain with their maps; those whose programs take turns with the ranks of their lines."""
     chain, modules = [each for each, _ in kernels], [module for _, module in kernels]
     wanted = tuple([(each.variant, each.plan.block_q, each.plan.block_kv) for each in chain])
     if not chain or request.mask is None or chain[0].variant.map_form == "none":
@@ -175,8 +175,9 @@ def _passes(store: Store, request: Request, q: torch.Tensor, kernels: Chain, axi
     elif q.device.type == "cpu":
         maps = [find_map(store, request.mask, request.extent(q.device), *wanted[0][1:], axis)[1]]
     else:
-        maps = find_device_maps(store, request.mask, request.extent(q.device), wanted, axis).maps
-    ordered = [isinstance(each.plan, HopperBackwardPlan) for each in chain]
+        ranked = sum(isinstance(each.plan, HopperBackwardPlan) and each.plan.deterministic for each in chain)
+        maps = find_device_maps(store, request.mask, request.extent(q.device), wanted, axis, ranked=ranked).maps
+    ordered = [isinstance(each.plan, HopperBackwardPlan) and not each.plan.deterministic for each in chain]
     return [(module, _given(made, order)) for module, made, order in zip(modules, maps, ordered, strict=True)]
 
 
@@ -200,7 +201,8 @@ def choose_fused(store: Store, request: Request, target: Target) -> tuple[tuple[
         plan = plan_hopper_backward(
             s.head_dim, s.v_head_dim, dtype=target.dtype_name, arch=target.arch, map_form=variant.map_form, crossed=variant.crossed,
             pieces=0 if variant.crossed else variant.pieces, starts=variant.starts, runs=variant.runs, score=request.score is not None,
-            bits=variant.bits, heavy=is_costly(*mods) or reads_by_score(*mods) or any(map(crowds_registers, mods)),
+            bits=variant.bits, deterministic=target.deterministic,
+            heavy=is_costly(*mods) or reads_by_score(*mods) or any(map(crowds_registers, mods)),
         )  # fmt: skip
         if isinstance(plan, str):
             return plan
@@ -211,8 +213,8 @@ def choose_fused(store: Store, request: Request, target: Target) -> tuple[tuple[
 def describe(store: Store, request: Request, tensors: tuple[torch.Tensor, ...], deterministic: bool) -> list[str]:
     """Which kernels compute gradients, and why. What table gradients need besides is not looked at."""
     q, k, v = tensors
-    why = DETERMINISTIC if deterministic else FREE if q.is_cuda else INTERPRETED
-    target = Target(q.dtype, arch_of(q.device), q.is_cuda and launch.fits_tma(q, k, v), why)
+    why = FREE if q.is_cuda else INTERPRETED
+    target = Target(q.dtype, arch_of(q.device), q.is_cuda and launch.fits_tma(q, k, v), why, deterministic)
     tuned = tuning.find(store, request, q.device, subject(store, request, q, target))
     chosen, planned = choose_fused(store, request, target), plan_work(store, request, q.device, target, tuned=tuned)
     lines = []
@@ -281,7 +283,7 @@ def _given(tile_map: TileMap | None, ordered: bool = False) -> dict[str, Any]:
     """A map as the backward kernels take it; `ordered` for one that is told in which order to begin lines."""
     if tile_map is None:
         return {}
-    names = ("ranges", "counts", "offsets", "index", "patterns", "words", "broken")
+    names = ("ranges", "counts", "offsets", "index", "patterns", "words", "broken", "ranks")
     given = {name: getattr(tile_map, name) for name in names if getattr(tile_map, name) is not None}
     if tile_map.intervals is not None:
         given |= {"starts": tile_map.intervals.starts.contiguous(), "stops": tile_map.intervals.ends.contiguous()}

@@ -22,7 +22,6 @@ Plain = str
 FREE: Plain = ""
 DROPOUT: Plain = "dropout's hashes do not fit its registers"
 INTERPRETED: Plain = "Triton's interpreter runs no Gluon"
-DETERMINISTIC: Plain = "it adds up dq in any order, and deterministic gradients were asked for"
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Target:
-    """What kernels are made for, besides a request: dtype, compute capability, whether TMA can read q, k and v, and what keeps the call
-    to plain Triton, if anything."""
+    """What kernels are made for, besides a request: dtype, compute capability, whether TMA can read q, k and v, what keeps the call to
+    plain Triton, if anything, and whether gradients must come out the same at every run."""
 
     dtype: torch.dtype
     arch: int
     tma: bool
     plain: Plain = FREE
+    deterministic: bool = False
 
     @property
     def dtype_name(self) -> str:

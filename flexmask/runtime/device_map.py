@@ -36,9 +36,12 @@ class DeviceMaps:
             fill()
 
 
-def build(recipes: Sequence[Recipe], captured: launch.Captures, grids: Sequence[Grid], device: torch.device, room: int) -> DeviceMaps:
-    """The maps for the variants of one mask, their lists of at most `room` entries. Each one's flag says whether the next has its turn: 0
-    if not, as this one holds; 1; or 2 where one before it does, so that neither has."""
+def build(
+    recipes: Sequence[Recipe], captured: launch.Captures, grids: Sequence[Grid], device: torch.device, room: int, ranked: int = 0
+) -> DeviceMaps:
+    """The maps for the variants of one mask, their lists of at most `room` entries; the first `ranked` ones with the ranks of their lines.
+    Each one's flag says whether the next has its turn: 0 if not, as this one holds; 1; or 2 where one before it does, so that neither
+    has."""
     maps: list[TileMap] = []
     fill: list[Callable[[], None]] = []
     for recipe, grid in zip(recipes, grids, strict=True):
@@ -46,6 +49,8 @@ def build(recipes: Sequence[Recipe], captured: launch.Captures, grids: Sequence[
             made, run = _by_intervals(recipe, captured, grid, device, room)
         else:
             made, run = _by_predicate(recipe, captured, grid, device, room, maps[-1].broken if maps else None)
+        if len(maps) < ranked:
+            made, run = _ranked(made, run)
         maps.append(made)
         fill.append(run if grid.q_len and grid.kv_len else lambda made=made: _clear(made))  # type: ignore[misc]
     found = DeviceMaps(tuple(maps), tuple(fill))
@@ -110,6 +115,20 @@ def _by_predicate(
             recipe.crossing.survey(packed, *lengths, *lead, starts=made.crossing.starts, stops=made.crossing.ends, broken=own)
 
     return made, fill if own is None or flag is not None else _zeroed(own, fill)
+
+
+def _ranked(made: TileMap, fill: Callable[[], None]) -> tuple[TileMap, Callable[[], None]]:
+    """The map with memory for the ranks of its lines, and what fills that too."""
+    table = made.counts if made.ranges is None else made.ranges
+    assert table is not None
+    lines = made.grid.along(made.axis)
+    ranked = replace(made, ranks=_empty(table.device, *table.shape[:2], lines.columns, -(-lines.rows // 32), 2))
+
+    def again() -> None:
+        fill()
+        launch.rank_lines(ranked)
+
+    return ranked, again
 
 
 def _room_for_crossing(recipe: ByPredicate, grid: Grid, device: torch.device) -> Intervals:

@@ -144,6 +144,13 @@ def work_order(tile_map: Any) -> torch.Tensor:
     return order
 
 
+def rank_lines(tile_map: Any) -> None:
+    """The ranks of the map's lines into the memory that it has for them."""
+    table = tile_map.counts if tile_map.ranges is None else tile_map.ranges
+    tile_map.ranks.zero_()
+    _ranks().rank_lines(table, tile_map.offsets, tile_map.index, tile_map.ranks)
+
+
 def _bounds(tile_map: Any, pieces: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The row intervals, as many pieces as the kernel reads."""
     starts, stops = tile_map.intervals.starts, tile_map.intervals.ends
@@ -168,6 +175,16 @@ def _lists() -> Any:
     for name in ("intervals_kernel", "order_kernel", "turn_kernel"):
         setattr(lists, name, Prepared(getattr(lists, name)))
     return lists
+
+
+@lru_cache(maxsize=1)
+def _ranks() -> Any:
+    """The kernels that rank lines, which depend on no mask either."""
+    from ..templates import ranks
+
+    for name in ("mark_kernel", "count_kernel"):
+        setattr(ranks, name, Prepared(getattr(ranks, name)))
+    return ranks
 
 
 def list_states(made: Any, states: torch.Tensor, first: int, only_if: torch.Tensor | None) -> None:

@@ -97,22 +97,29 @@ def _device_map(store: Store, traced: Traced, extent: Extent, wanted: Wanted, ax
 
 
 def find_device_maps(
-    store: Store, traced: Traced, extent: Extent, wanted: tuple[Wanted, ...], axis: str = "row", exact: bool = False
+    store: Store,
+    traced: Traced,
+    extent: Extent,
+    wanted: tuple[Wanted, ...],
+    axis: str = "row",
+    exact: bool = False,
+    ranked: int = 0,
 ) -> DeviceMaps:
     """The maps for each (variant, block_q, block_kv) of the mask, on a GPU, without a wait; built once for each version of its captures.
 
-    Lists longer than memory allows are cut short to the same effect, unless they must be `exact`.
+    Lists longer than memory allows are cut short to the same effect, unless they must be `exact`. The first `ranked` maps come with the
+    ranks of their lines.
     """
     key, facts = store.facts(traced)
     lead = (extent.batch if facts.uses_b else 1, extent.heads if facts.uses_h else 1)
-    place = (key, traced.scalars, wanted, extent.q_len, extent.kv_len, lead, extent.device, axis, exact)
+    place = (key, traced.scalars, wanted, extent.q_len, extent.kv_len, lead, extent.device, axis, exact, ranked)
 
     def build() -> DeviceMaps:
         _check(traced)
         grids = [extent.grid(facts, block_q, block_kv) for _, block_q, block_kv in wanted]
         room = max(g.tiles for g in grids) if exact else device_map.MOST_ENTRIES
         recipes = find_recipes(store, traced, facts, wanted, axis)
-        return device_map.build(recipes, (traced.tensors, traced.scalars), grids, extent.device, room)
+        return device_map.build(recipes, (traced.tensors, traced.scalars), grids, extent.device, room, ranked)
 
     made: DeviceMaps = store.tile_map(place, traced.tensors, build)
     return made

@@ -33,7 +33,8 @@ class TileMap:
     as long as `index` numbers them, `words` int32 holds them, [*, block_q, ceil(block_kv / 32)] by rows (bit key % 32 of word key // 32 of
     a query) and [*, block_kv, ceil(block_q / 32)] by columns (bit query % 32 of a key's); without any the predicate must be evaluated
     there. `broken` int32 [*], if given, is a flag on the device: a map with intervals or bits holds where broken[0] is 0, its
-    partner without them where it is not. A tile is FULL if all its places within the lengths are kept.
+    partner without them where it is not. `ranks`, where kernels need them, say how many lines go before each that keep
+    the same block (`templates.ranks`). A tile is FULL if all its places within the lengths are kept.
 
     >>> from flexmask import masks
     >>> masks.causal.block_mask(256, 256)
@@ -55,6 +56,7 @@ class TileMap:
     words: torch.Tensor | None = None
     broken: torch.Tensor | None = None
     crossing: Intervals | None = None
+    ranks: torch.Tensor | None = None
 
     def work_order(self) -> torch.Tensor:
         """int32 [lines + 18]: the lines by the number of tiles they keep, most first, and what `lists.order_lines` says of long ones."""

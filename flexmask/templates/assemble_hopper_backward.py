@@ -31,6 +31,7 @@ def assemble_hopper_backward(plan: HopperBackwardPlan, score: str | None = None,
     if plan.score != (score is not None):
         raise ValueError(f"the plan has{' a' if plan.score else ' no'} score mod, but {'none' if score is None else 'one'} was given")
     kernel, given, shared = _sections("hopper_backward.py"), _sections("hopper_backward_plan.py"), _sections("hopper.py")
+    turns = _sections("hopper_backward_turns.py")
     plain, terms = _sections("backward.py"), _functions(_sections("backward_launcher.py")["functions"])
     helpers = (_functions(_sections("forward.py")["functions"])["load_rows"], _functions(plain["functions"])["is_idle"])
     host = _functions(_sections("launcher.py")["functions"])
@@ -44,7 +45,9 @@ def assemble_hopper_backward(plan: HopperBackwardPlan, score: str | None = None,
         *helpers,
         _sections("hopper_backward_load.py")["the warp that fetches"],
         _sections("hopper_backward_weigh.py")["probabilities"],
-        *(kernel[name] for name in ("the warpgroups that multiply", "start", "dq")),
+        kernel["the warpgroups that multiply"],
+        turns["the warps that keep order"] if plan.deterministic else kernel["start of three kinds of warps"],
+        *(kernel[name] for name in ("start", "dq")),
         plain["row terms"],
         _sections("launcher.py")["constants"].rstrip("\n") + "\n" + _sections("backward_launcher.py")["constants"],
         *(host[name] for name in _HOST),
@@ -62,5 +65,6 @@ def _constants(text: str, plan: HopperBackwardPlan) -> str:
         "BLOCK_Q": plan.block_q, "BLOCK_KV": plan.block_kv, "STAGES": plan.stages, "CONSUMER_REGISTERS": plan.consumer_registers,
         "PRODUCER_REGISTERS": plan.producer_registers, "MAP_FORM": plan.map_form, "PIECES": plan.pieces, "CROSSED": plan.crossed,
         "BITS": plan.bits, "STARTS": plan.starts, "RUNS": plan.runs, "SCORE": plan.score,
+        "DETERMINISTIC": plan.deterministic,
     }  # fmt: skip
     return _fill(text, values)

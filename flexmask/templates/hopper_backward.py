@@ -6,7 +6,8 @@ of dout that the column keeps, with their two numbers from `row_terms`. For each
 (a score mod changes s, and ds by its derivative, which p is multiplied by as soon as its copy for dv is made)
 with p and ds as operands in registers, hands its ds to the other through shared memory, and computes its half of dq = ds^T k. That is
 added to a float32 buffer, four neighbouring registers at a time: the buffer lies in the order of the registers, and `gather_queries` reads
-it back as rows. So runs may differ in the last bits of dq.
+it back as rows. So runs may differ in the last bits of dq, but for DETERMINISTIC kernels, where columns wait for their turn to add
+(`hopper_backward_turns`).
 
 Whoever fetches (`hopper_backward_load`) walks the map and leaves a record beside each block row: where it begins, which tile of the buffer
 its dq is added to, what to do with it, and which entry of the tables of intervals, or which pattern of bits, is meant. Every program takes
@@ -23,16 +24,18 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from .backward import is_idle
-from .hopper import LOG2E, find_turn, in_fours, long_lines, meet, tma_store, to_half
-from .hopper_backward_load import field, produce
+from .hopper import LOG2E, find_turn, in_fours, join, long_lines, meet, tma_store, to_half
+from .hopper_backward_load import draw_number, field, produce
 from .hopper_backward_plan import (
     BITS,
     BLOCK_KV,
     BLOCK_Q,
     CONSUMER_REGISTERS,
     CROSSED,
+    DETERMINISTIC,
     FIELDS,
     HEAD_DIM,
+    MAP_FORM,
     NO_MORE,
     PADDED_DIM,
     PARTIAL,
@@ -112,7 +115,7 @@ def take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, mods, keys_of, 
               S_LAYOUT: gl.constexpr, A_LAYOUT: gl.constexpr, DQ_LAYOUT: gl.constexpr):  # fmt: skip
     """One block row's share of dk (but for the scale) and dv, and this column's share of the block row's dq (likewise)."""
     q_s, do_s, lse_s, shift_s, rec_s, _, _, k_s, _, ds_s, _ = bufs
-    _, q_full, q_empty, do_full, do_empty, _ = bars
+    _, q_full, q_empty, do_full, do_empty, _, turn_come, turn_taken = bars
     COL: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
     REC: gl.constexpr = gl.BlockedLayout([FIELDS], [32], [4], [0])
     slot = it % STAGES
@@ -159,7 +162,12 @@ def take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, mods, keys_of, 
     dk_sent = warpgroup_mma(gl.convert_layout(ds, A_LAYOUT), q_s.index(slot).reshape([BLOCK_Q, PADDED_DIM]), dk, is_async=True)
     dv, dq = warpgroup_mma_wait(1, deps=[dv_sent, dq_sent])
     mbarrier.arrive(do_empty.index(slot))
+    if DETERMINISTIC:
+        mbarrier.wait(turn_come.index(slot), phase)
     add_dq(dq, tile, sums, WG)
+    if DETERMINISTIC:
+        join()
+        mbarrier.arrive(turn_taken.index(slot))
     dk = warpgroup_mma_wait(0, deps=[dk_sent])
     mbarrier.arrive(q_empty.index(slot))
     return dk, dv
@@ -172,7 +180,7 @@ def consume(WG: gl.constexpr, descs, bufs, bars, place, rows_of, keys_of, tile_m
     rec_s, k_s, v_s = bufs[4], bufs[7], bufs[8]
     kv_full, ld_full = bars[0], bars[5]
     n, kv_b, kv_h = place[0], place[1], place[2]
-    dq_sums, scale_log2, scale, score_tables, score_numbers = sums
+    dq_sums, _, scale_log2, scale, score_tables, score_numbers = sums
     mods = (score_tables, score_numbers, scale)
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_Q, 16])
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PADDED_DIM, 16])
@@ -212,6 +220,19 @@ def consume_second(descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
     consume(1, descs, bufs, bars, place, rows_of, keys_of, tile_map, sums)
 
 
+# ---- start of three kinds of warps
+
+
+@gluon.jit
+def start_warps(given):
+    """Two warpgroups that multiply, and a warp that fetches."""
+    gl.warp_specialize(
+        [(consume_first, given), (consume_second, given), (produce, given)],
+        [4, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+    )  # fmt: skip
+
+
 # ---- start
 
 
@@ -227,14 +248,18 @@ def stands_down(broken):
 
 
 @gluon.jit
-def place_of(order, level, columns, heads, resident):
-    """(block column, batch entry, head) of this program; block columns in the given order, or the first one first, as under causal masks it
-    has the most work."""
+def place_of(order, level, columns, heads, resident, numbers):
+    """(place in the order of block columns, block column, batch entry, head) of this program; block columns in the given order, or the
+    first one first, as under causal masks it has the most work; or in the order of their ranks. For each head an earlier place has an
+    earlier program."""
     turns = long_lines(order, columns, level, True)
-    n, head = find_turn(gl.program_id(0), turns, columns, resident, gl.num_programs(0) // columns)
-    if order is not None:
-        n = gl.load(order + n)
-    return n, head // heads, head % heads
+    i, head = find_turn(draw_number(numbers), turns, columns, resident, gl.num_programs(0) // columns)
+    n = i
+    if DETERMINISTIC and MAP_FORM == "list":
+        n = columns - 1 - i
+    elif order is not None:
+        n = gl.load(order + i)
+    return i, n, head // heads, head % heads
 
 
 @gluon.jit
@@ -265,7 +290,8 @@ def rings(dtype: gl.constexpr, q_desc, k_desc, words_desc):
 
 @gluon.jit
 def barriers():
-    """Filled and emptied slots; both warpgroups empty one."""
+    """Filled and emptied slots, which both warpgroups empty, as does, in a deterministic kernel, the warp that passes turns on; and there
+    the turns that have come and been taken."""
     kv_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     q_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -275,12 +301,20 @@ def barriers():
     mbarrier.init(kv_full, count=1)
     for i in gl.static_range(STAGES):
         mbarrier.init(q_full.index(i), count=1)
-        mbarrier.init(q_empty.index(i), count=2)
+        mbarrier.init(q_empty.index(i), count=3 if DETERMINISTIC else 2)
         mbarrier.init(do_full.index(i), count=1)
         mbarrier.init(do_empty.index(i), count=2)
         mbarrier.init(ld_full.index(i), count=1)
+    turn_come = ld_full
+    turn_taken = ld_full
+    if DETERMINISTIC:
+        turn_come = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+        turn_taken = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+        for i in gl.static_range(STAGES):
+            mbarrier.init(turn_come.index(i), count=1)
+            mbarrier.init(turn_taken.index(i), count=2)
     fence_async_shared()
-    return kv_full, q_full, q_empty, do_full, do_empty, ld_full
+    return kv_full, q_full, q_empty, do_full, do_empty, ld_full, turn_come, turn_taken
 
 
 # lengths and counts are not specialised on: another length must not compile another kernel
@@ -299,26 +333,22 @@ def attention_backward(
     patterns, words_desc,  # the numbers of PARTIAL tiles' bits, beside `index`, and the bits
     order, level,  # as `lists.order_lines` gives it, and which of its levels says how many block columns are long; or None
     broken,  # int32: 0 where the map's intervals hold
+    ranks, numbers,  # ranks of block columns; int32 zeros: how many programs have begun, have added to each tile of dq
 ):  # fmt: skip
     """One block column of dk and dv, over its `readers`: the query heads, of all batch entries where K has one for them; and its share of
     their dq."""
     if stands_down(broken):
         return
-    n, kv_b, kv_h = place_of(order, level, columns, heads, resident)
+    i, n, kv_b, kv_h = place_of(order, level, columns, heads, resident, numbers)
     bufs = rings(q_desc.dtype, q_desc, k_desc, words_desc)
     bars = barriers()
     descs = (q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, words_desc)
-    place = (n, kv_b, kv_h, heads, group, readers)
+    place = (n, kv_b, kv_h, heads, group, readers, (ranks, i, columns))
     rows_of = (lse, shift, terms_len, q_len, starts, stops)
     keys_of = (kv_len, stride_ib, stride_ih, starts, stops, q_len)
     tile_map = ((ranges, counts, offsets, index, patterns), stride_mb, stride_mh)
-    sums = (dq_sums, scale * LOG2E, scale, score_tables, score_numbers)
-    given = (descs, bufs, bars, place, rows_of, keys_of, tile_map, sums)
-    gl.warp_specialize(
-        [(consume_first, given), (consume_second, given), (produce, given)],
-        [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-    )  # fmt: skip
+    sums = (dq_sums, numbers, scale * LOG2E, scale, score_tables, score_numbers)
+    start_warps((descs, bufs, bars, place, rows_of, keys_of, tile_map, sums))
 
 
 # ---- dq

@@ -7,7 +7,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .hopper_backward import attention_backward, gather_queries
-from .hopper_backward_plan import BITS, BLOCK_KV, BLOCK_Q, CROSSED, PADDED_DIM
+from .hopper_backward_plan import BITS, BLOCK_KV, BLOCK_Q, CROSSED, DETERMINISTIC, PADDED_DIM
 from .hopper_turns import long_level, processors
 from .launcher import MAX_INDEX, fits_tma, resident_heads, strides
 
@@ -41,9 +41,21 @@ def zeroed_sums(terms):
     return torch.zeros(terms[0].numel() * PADDED_DIM.value, dtype=torch.float32, device=terms[0].device)
 
 
+def turns(terms):
+    """How many programs have begun, and how many have added to each tile of dq: none."""
+    return torch.zeros(1 + terms[0].numel() // BLOCK_Q.value, dtype=torch.int32, device=terms[0].device)
+
+
+def in_step(heads, resident, programs):
+    """How many heads to walk together where columns take turns: with more than about a dozen columns of a head at a time, many would wait.
+    Those that run share what they read, as they follow one another closely."""
+    least = min(heads, max(resident, programs // 11))
+    return next(n for n in range(least, heads + 1) if heads % n == 0)
+
+
 def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures=((), ()), starts=None, stops=None,
              ranges=None, counts=None, offsets=None, index=None, broken=None, into=None, row_starts=None, row_stops=None,
-             order=None, patterns=None, words=None, sums=None):  # fmt: skip
+             order=None, patterns=None, words=None, sums=None, ranks=None):  # fmt: skip
     """(dq [B, Hq, Q, D], dk [B or 1, Hkv, KV, D], dv [B or 1, Hkv, KV, Dv]) of out = attention(q, k, v), given dout [B, Hq, Q, Dv] and
     `terms` from `row_terms`.
 
@@ -51,7 +63,8 @@ def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures
     crossed intervals, row_starts and row_stops [.., .., Q, 1], the keys that each query keeps; `ranges` int32 [B or 1, Hq or 1, block
     columns, 4], or `counts` and `offsets` int32 [.., .., block columns, 2] with `index`, name block rows. All are contiguous. With bits,
     `patterns` (int32, as long as `index`) numbers those of PARTIAL tiles in `words` int32 [pool, BLOCK_KV, BLOCK_Q / 32]: bit query % 32
-    of word query // 32 of a key. `order` is what `lists.order_lines` says of the block columns. `broken` is the flag that
+    of word query // 32 of a key. `order` is what `lists.order_lines` says of the block columns, or,
+    of a deterministic kernel, `ranks` what `ranks.rank_lines` says. `broken` is the flag that
     a kernel looks at which does not always run; `into` the (dq, dk, dv) that its partner has filled where this one returns, and `sums`
     the `zeroed_sums` that both use. The mask's captures are not used.
     """
@@ -68,7 +81,10 @@ def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures
     sums = zeroed_sums(terms) if sums is None else sums
     columns, group = triton.cdiv(kv_len, BLOCK_KV.value), q_heads // heads
     low, high, lines = (row_starts, row_stops, q_len) if CROSSED.value else (starts, stops, kv_len)
+    numbers = turns(terms) if DETERMINISTIC.value else None
     resident = resident_heads(entries * heads, q_len, (head_dim + v.shape[3]) * q.element_size() + 4 * PADDED_DIM.value)
+    if DETERMINISTIC.value:
+        resident = in_step(entries * heads, resident, processors(q.device))
     attention_backward[(columns * entries * heads,)](
         swizzled(q, BLOCK_Q.value), swizzled(k, 64), swizzled(v, 64), swizzled(dout, BLOCK_Q.value), swizzled(dk, 64), swizzled(dv, 64),
         sums, *terms,
@@ -78,6 +94,7 @@ def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures
         ranges, counts, offsets, index, *strides(counts if ranges is None else ranges, columns),
         patterns, described_bits(words) if BITS.value else None,
         order, long_level(resident, processors(q.device)), broken,
+        ranks, numbers,
         num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     blocks = triton.cdiv(q_len, BLOCK_Q.value)

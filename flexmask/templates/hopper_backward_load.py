@@ -11,6 +11,7 @@ from .hopper_backward_plan import (
     BLOCK_KV,
     BLOCK_Q,
     CROSSED,
+    DETERMINISTIC,
     FIELDS,
     FULL,
     MAP_FORM,
@@ -24,6 +25,32 @@ from .hopper_backward_plan import (
 )
 
 # ---- the warp that fetches
+
+
+@gluon.jit
+def draw_number(numbers):
+    """Which program of all this is to be: without turns the GPU's number for it, else the order in which they begin."""
+    number = gl.program_id(0)
+    if DETERMINISTIC:
+        number = gl.atomic_add(numbers, 1, sem="relaxed")
+    return number
+
+
+@gluon.jit
+def bits_set(x):
+    return gl.inline_asm_elementwise("popc.b32 $0, $1;", "=r,r", [x], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def rank_of(ranks, line, m, q_len):
+    """How many columns go before this one (line `line` of the map) of those that keep block row m."""
+    table, place, columns = ranks
+    rank = place
+    if MAP_FORM != "none":
+        lead = line // columns
+        at = table + ((lead.to(gl.int64) * gl.cdiv(q_len, BLOCK_Q) + m) * ((columns + 31) // 32) + place // 32) * 2
+        rank = gl.load(at + 1) + bits_set(gl.load(at) & ((gl.to_tensor(1) << (place % 32)) - 1))
+    return rank
 
 
 @gluon.jit
@@ -66,6 +93,65 @@ def pattern_of(tile_map, column, j, steps):
 
 
 @gluon.jit
+def first_entries(tile_map, column, steps):
+    """What `next_entry` is to know at a column's first step: what comes next. Where columns take turns and tiles are listed, that is the
+    first of the FULL tiles and the last of the PARTIAL ones (which fall), how many FULL ones have been taken, and how many others have
+    not."""
+    if DETERMINISTIC and MAP_FORM == "list":
+        left = steps - column[1]
+        full_one, partial_one = rising_entries(tile_map, column, 0, left)
+        found = (full_one, partial_one, gl.to_tensor(0), left)
+    elif BITS:
+        found = (entry_of(tile_map, column, 0, steps), pattern_of(tile_map, column, 0, steps))
+    else:
+        found = (entry_of(tile_map, column, 0, steps),)
+    return found
+
+
+@gluon.jit
+def rising_entries(tile_map, column, taken, left):
+    """The first FULL block row, of which so many are taken, and the first PARTIAL one, of which so many are left; far beyond the last."""
+    _, full, first, behind = column
+    full_one = gl.load(tile_map[3] + (first + taken), mask=taken < full, other=1 << 30)
+    partial_one = gl.load(tile_map[3] + (behind + full + left - 1), mask=left > 0, other=1 << 30)
+    return full_one, partial_one
+
+
+@gluon.jit
+def next_entry(tile_map, column, known, j, steps):
+    """(place in the column's list, block row, pattern of bits if there are any) of step j, and what to know at the next one.
+
+    Where columns take turns each should come to a block row just after the column before it has been there. Listed tiles go from the first
+    query to the last, and so do columns from the last key to the first: under causal masks each begins where no other has been before.
+    Ranges go from the last query to the first, and columns from the first key to the last."""
+    if DETERMINISTIC and MAP_FORM == "list":
+        full_one, partial_one, taken, left = known
+        is_next = (full_one < partial_one).to(gl.int32)
+        place = gl.where(is_next > 0, taken, column[1] + left - 1)
+        m = gl.where(j < steps, gl.minimum(full_one, partial_one), 0)
+        taken += is_next
+        left -= 1 - is_next
+        pattern = pattern_of(tile_map, column, gl.where(j < steps, place, steps), steps) if BITS else 0
+        full_one, partial_one = rising_entries(tile_map, column, taken, left)
+        then = (full_one, partial_one, taken, left)
+    elif DETERMINISTIC:
+        place = steps - 1 - j
+        m = gl.where(j < steps, column[1] + place, 0)
+        pattern = 0
+        then = known
+    elif BITS:
+        place = j
+        m, pattern = known
+        then = (entry_of(tile_map, column, j + 1, steps), pattern_of(tile_map, column, j + 1, steps))
+    else:
+        place = j
+        m = known[0]
+        pattern = 0
+        then = (entry_of(tile_map, column, j + 1, steps),)
+    return place, m, pattern, then
+
+
+@gluon.jit
 def is_full(column, j, m):
     """Whether the map calls block row m of step j FULL."""
     _, a, b, c = column
@@ -73,13 +159,13 @@ def is_full(column, j, m):
 
 
 @gluon.jit
-def send_record(bufs, bars, slot, start, tile, state, lead, b, h):
+def send_record(bufs, bars, slot, start, tile, state, lead, b, h, rank):
     """Fills a slot of records, and tells that it and the numbers of its rows are there."""
     rec_s, ld_full = bufs[4], bars[5]
     i = gl.arange(0, FIELDS, gl.BlockedLayout([1], [32], [1], [0]))
     record = gl.where(i == 0, start, gl.where(i == 1, tile, gl.where(i == 2, state, lead)))
-    if SCORE:
-        record = gl.where(i < 4, record, gl.where(i == 4, b, h))
+    if FIELDS == 8:
+        record = gl.where(i < 4, record, gl.where(i == 4, b, gl.where(i == 5, h, rank)))
     rec_s.index(slot).store(record.to(gl.int32))
     mbarrier.arrive(ld_full.index(slot))
 
@@ -113,7 +199,7 @@ def expect_queries(descs, bufs, bars, slot, state, pattern):
 
 
 @gluon.jit
-def send_rows(descs, bufs, bars, rows_of, it, b, h, head, m, state, lead):
+def send_rows(descs, bufs, bars, rows_of, it, b, h, head, m, state, lead, rank):
     """Fetches block row m of query head h into the slot of step `it`, once it is free."""
     q_desc, do_desc = descs[0], descs[3]
     q_s, do_s, lse_s, shift_s = bufs[0], bufs[1], bufs[2], bufs[3]
@@ -137,16 +223,16 @@ def send_rows(descs, bufs, bars, rows_of, it, b, h, head, m, state, lead):
     shift_s.index(slot).store(shift_tile)
     if CROSSED:
         send_bounds(bufs, slot, starts, stops, lead, start, q_len)
-    send_record(bufs, bars, slot, start, head * (terms_len // BLOCK_Q) + m, state, lead, b, h)
+    send_record(bufs, bars, slot, start, head * (terms_len // BLOCK_Q) + m, state, lead, b, h, rank)
 
 
 @gluon.jit
-def produce(descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
+def produce(descs, bufs, bars, line, rows_of, keys_of, tile_map, sums):
     """Fetches the keys and values once, then what every query head that reads them keeps of the column."""
     k_desc, v_desc = descs[1], descs[2]
     k_s, v_s = bufs[7], bufs[8]
-    kv_full, do_empty = bars[0], bars[4]
-    n, kv_b, kv_h, heads, group, readers = place
+    kv_full, q_empty, do_empty = bars[0], bars[2], bars[4]
+    n, kv_b, kv_h, heads, group, readers, ranks = line
     q_len = rows_of[3]
     kv_len, stride_ib, stride_ih = keys_of[0], keys_of[1], keys_of[2]
     maps, stride_mb, stride_mh = tile_map
@@ -162,29 +248,29 @@ def produce(descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
         column = column_of(maps, b * stride_mb + h * stride_mh + n, q_len)
         steps = column[0]
         turns = gl.where((reader + 1 == readers) & (it + steps == 0), 1, steps)
-        following = entry_of(maps, column, 0, steps)
+        known = first_entries(maps, column, steps)
         lead = b * stride_ib + h * stride_ih
-        next_lead = lead
-        if BITS:
-            next_lead = pattern_of(maps, column, 0, steps)
         for j in range(turns):
-            m = following
-            following = entry_of(maps, column, j + 1, steps)
+            place, m, pattern, known = next_entry(maps, column, known, j, steps)
             if BITS:
-                lead = next_lead
-                next_lead = pattern_of(maps, column, j + 1, steps)
-            full = is_full(column, j, m) & whole & (j < steps)
+                lead = pattern
+            full = is_full(column, place, m) & whole & (j < steps)
             if SCORE:  # that of queries beyond the last may be no number
                 full = full & ((m + 1) * BLOCK_Q <= q_len)
             state = gl.where(full, FULL, PARTIAL)
-            send_rows(descs, bufs, bars, rows_of, it, b, h, b * (heads * group) + h, m, state, lead)
+            rank = -1
+            if DETERMINISTIC:
+                rank = gl.where(j < steps, rank_of(ranks, b * stride_mb + h * stride_mh, m, q_len), -1)
+            send_rows(descs, bufs, bars, rows_of, it, b, h, b * (heads * group) + h, m, state, lead, rank)
             it += 1
         last = h + 1 == (kv_h + 1) * group
         b = gl.where(last, b + 1, b)
         h = gl.where(last, kv_h * group, h + 1)
     slot = it % STAGES
+    if DETERMINISTIC:  # who passes turns on may not yet have read the record that was here
+        mbarrier.wait(q_empty.index(slot), ((it // STAGES) & 1) ^ 1)
     mbarrier.wait(do_empty.index(slot), ((it // STAGES) & 1) ^ 1)
-    send_record(bufs, bars, slot, 0, 0, NO_MORE, 0, 0, 0)
+    send_record(bufs, bars, slot, 0, 0, NO_MORE, 0, 0, 0, -1)
 
 
 @gluon.jit

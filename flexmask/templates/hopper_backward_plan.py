@@ -27,6 +27,8 @@ STARTS = tl.constexpr(True)
 # "always"; or only where the map's flag on the device says that its intervals "hold", or that they "fail"
 RUNS = tl.constexpr("always")
 SCORE = tl.constexpr(False)
+# columns add to dq one after the other, in the same order at every run
+DETERMINISTIC = tl.constexpr(False)
 # ---- kernel
 
 # what a record says of its block row
@@ -37,7 +39,7 @@ NO_MORE = tl.constexpr(2)
 NOTHING = tl.constexpr(1 << 29)
 ALL = tl.constexpr((1 << 29) + 1)
 # numbers of a record
-FIELDS = tl.constexpr(8 if SCORE.value else 4)
+FIELDS = tl.constexpr(8 if SCORE.value or DETERMINISTIC.value else 4)
 # the layout of 32 columns of scores, as many as are changed at a time
 PART = tl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 16]))
 

@@ -1,9 +1,10 @@
-"""Gradients of captured tables on a real GPU, thousands of programs at once: the same bits at every run, and near those of float sums."""
+"""Gradients on a real GPU, thousands of programs at once: the same bits at every run, and near those that are not."""
 
 import pytest
 import torch
 
 import flexmask
+from benchmarks import masks as benchmark
 from flexmask import masks
 from flexmask.runtime import backward, forward
 from flexmask.runtime.checks import check_inputs
@@ -80,6 +81,69 @@ def test_the_same_bits_at_every_run_and_near_float_sums(case, mask, dim):
         scale = floats.double().abs().max().clamp(min=1e-6)
         assert fixed.isfinite().all()
         assert ((fixed.double() - floats.double()).abs().max() / scale).item() < 2**-8  # a bit of bfloat16
+
+
+def drawn(dim, kv_heads=HEADS, length=LENGTH, dtype=torch.bfloat16):
+    """q, k, v and dout."""
+    g = torch.Generator(device="cuda").manual_seed(0)
+    heads = (HEADS, kv_heads, kv_heads, HEADS)
+    return [torch.randn(BATCH, n, length, dim, generator=g, device="cuda").to(dtype).requires_grad_() for n in heads]
+
+
+def differ(found, wanted):
+    """How far gradients are from others, by the root of the mean square."""
+    return max(float((x.double() - y.double()).norm() / y.double().norm()) for x, y in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("kv_heads", [HEADS, 4])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("name", benchmark.NAMES)
+def test_gradients_of_q_k_and_v_are_the_same_bits_at_every_run(name, dim, kv_heads):
+    mask, (q, k, v, dout) = benchmark.build(name, 8192, "cuda"), drawn(dim, kv_heads, 8192)
+    attn, free = (flexmask.compile(mask, enable_gqa=True, deterministic=wanted) for wanted in (True, False))
+    out = attn(q, k, v)
+    first = torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
+    for _ in range(TIMES):
+        again = torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert differ(first, torch.autograd.grad(free(q, k, v), (q, k, v), dout)) < 1e-3
+    if torch.cuda.get_device_capability() == (9, 0):
+        assert "deterministic" in attn.explain(q, k, v)
+
+
+@pytest.mark.parametrize("length", [1, 63, 129, 1000, 4097])
+def test_lengths_that_are_no_multiples_of_tiles(length):
+    q, k, v, dout = drawn(128, length=length)
+    found, wanted = (torch.autograd.grad(flexmask.compile(masks.causal, deterministic=x)(q, k, v), (q, k, v), dout) for x in (True, False))
+    assert differ(found, wanted) < 1e-3
+
+
+def test_two_streams_at_once_do_not_wait_for_each_other():
+    attn, streams, found = flexmask.compile(masks.sliding_window(500), deterministic=True), [torch.cuda.Stream() for _ in range(3)], []
+    q, k, v, dout = drawn(64)
+    wanted = torch.autograd.grad(attn(q, k, v), (q, k, v), dout)
+    torch.cuda.synchronize()
+    for stream in streams * 5:
+        with torch.cuda.stream(stream):
+            found.append(torch.autograd.grad(attn(q, k, v), (q, k, v), dout))
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for some in found for a, b in zip(some, wanted, strict=True))
+
+
+def test_maps_made_again_in_a_graph_have_their_ranks_made_again():
+    ids = torch.zeros(LENGTH, device="cuda", dtype=torch.int32)
+    attn = flexmask.compile(masks.causal & masks.document(ids), deterministic=True)
+    q, k, v, dout = drawn(64)
+    torch.autograd.grad(attn(q, k, v), (q, k, v), dout)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        attn.update_maps()
+        found = torch.autograd.grad(attn(q, k, v), (q, k, v), dout)
+    for size in (700, 1500, 300):
+        ids.copy_(torch.arange(LENGTH, device="cuda") // size)
+        graph.replay()
+        again = flexmask.compile(masks.causal & masks.document(ids.clone()), deterministic=True)
+        assert all(torch.equal(a, b) for a, b in zip(found, torch.autograd.grad(again(q, k, v), (q, k, v), dout), strict=True))
 
 
 def test_sums_of_floats_are_not_the_same_at_every_run():

@@ -40,11 +40,14 @@ def problems(
         if plain[0].map_form == "none":
             continue
         for chosen in [plain, hopper] if everywhere and hopper != plain else [plain]:
-            made = find_device_maps(store, traced, extent, tuple((variant, block_q, block_kv) for variant in chosen), axis)
+            made = find_device_maps(
+                store, traced, extent, tuple((variant, block_q, block_kv) for variant in chosen), axis, ranked=len(chosen)
+            )
             for _ in range(min(2, len(chosen))):
                 turns = [each for variant, each in zip(chosen, made.maps, strict=True) if is_its_turn(variant, each)]
                 wrong += [f"{axis}: {chosen}: turns {len(turns)}"] * (len(turns) != 1)
                 wrong += [f"{axis}: {chosen}: {what}" for each in turns for what in differences(each, want, dense)]
+                wrong += [f"{axis}: {chosen}: ranks" for each in turns if not ranks_hold(each)]
                 made.refill()  # in place, to the same effect
         if not everywhere:
             continue
@@ -52,6 +55,16 @@ def problems(
         wrong += [f"{axis}: evaluated"] * (not same(alone.states(), want))
         wrong += [f"{axis}: listed"] * (not same(alone.listed().states(), want))
     return wrong
+
+
+def ranks_hold(made: TileMap) -> bool:
+    """Whether the map's ranks say how many lines go before each that keep a block."""
+    kept = (made._lines() != 0).mT.long()  # [B, H, blocks, lines]
+    kept = kept if made.ranges is not None else kept.flip(-1)
+    place = torch.arange(kept.shape[3], device=kept.device)
+    words, earlier = made.ranks[:, :, :, place // 32].long().unbind(-1), (1 << place % 32) - 1
+    bits = ((words[0] & earlier)[..., None] >> torch.arange(32, device=kept.device) & 1).sum(-1)
+    return torch.equal(words[0] >> place % 32 & 1, kept) and torch.equal(words[1] + bits, kept.cumsum(-1) - kept)
 
 
 def is_its_turn(variant: Variant, made: TileMap) -> bool:

@@ -88,6 +88,11 @@ def scattered_own(b, h, q, k):
     return scattered(b, h + 7 * b, q, k + 256 * (h + b)) & ((h + b) % 3 > 0)
 
 
+def early(b, h, q, k):
+    """The second head has no use for the last block column."""
+    return (k < 300 - 44 * h) & (k <= q + 290)
+
+
 SLOPES = Score("score + t0[h] * (kv_idx - q_idx)", ("h",))
 BY_BATCH = Score("score - t0[b, h] * abs(kv_idx - q_idx)", ("bh",))
 BIAS = Score("score + t0[b, h, kv_idx]", ("bhk",))
@@ -96,6 +101,7 @@ LIST: dict[str, Any] = {"map_form": "list"}
 RANGE: dict[str, Any] = {"map_form": "range", "pieces": 1}
 CROSSED: dict[str, Any] = {**LIST, "crossed": True}
 BITS: dict[str, Any] = {**LIST, "bits": True}
+ORDERED: dict[str, Any] = {"deterministic": True}
 CASES: dict[str, Case] = {
     "full": Case({"head_dim": 128}),
     "full, narrow": Case({"head_dim": 64}, sizes=(1, 2, 2, 256, 200)),
@@ -127,6 +133,13 @@ CASES: dict[str, Case] = {
     "bits, one batch entry of keys": Case({"head_dim": 64, **BITS}, scattered_own, (2, 2, 1, 100, 260), entries=1),
     "bits, one query": Case({"head_dim": 128, **BITS}, scattered, (1, 2, 1, 1, 300)),
     "bits, low scores": Case({"head_dim": 128, **BITS}, lambda b, h, q, k: k > q - 64, (1, 1, 1, 128, 200), given=("low",)),
+    "deterministic": Case({"head_dim": 128, **LIST, "pieces": 2, **ORDERED}, two, (1, 2, 1, 500, 500)),
+    "deterministic, full": Case({"head_dim": 64, **ORDERED}, sizes=(1, 2, 2, 256, 300)),
+    "deterministic, causal": Case({"head_dim": 128, **RANGE, **ORDERED}, causal, (1, 4, 2, 300, 300)),
+    "deterministic, one batch entry of keys": Case({"head_dim": 64, **RANGE, **ORDERED}, causal, (3, 2, 2, 150, 150), entries=1),
+    "deterministic, a mask for each head": Case({"head_dim": 128, **BITS, **ORDERED}, early, (2, 2, 2, 150, 300)),
+    "deterministic, bits": Case({"head_dim": 64, **BITS, **ORDERED}, scattered_own, (2, 4, 2, 300, 300)),
+    "deterministic, soft-cap": Case({"head_dim": 128, **RANGE, **ORDERED}, causal, score=CAP),
     "bits hold": Case({"head_dim": 64, **BITS, "runs": "hold"}, scattered),
     "holds": Case({"head_dim": 64, **RANGE, "runs": "hold"}, causal),
     "fails": Case({"head_dim": 64, **RANGE, "runs": "fail"}, causal),
@@ -249,6 +262,15 @@ def column_map(plan: HopperBackwardPlan, keep: Tensor | None) -> dict[str, Tenso
     return {**given, **dict(zip(names, bounds, strict=True))}
 
 
+def ranks(plan: HopperBackwardPlan, keep: Tensor) -> Tensor:
+    """The block columns that keep each block row, as bits by their places; beside each word how many are in those before."""
+    kept = tiles(keep, plan.block_q, plan.block_kv)[1].mT
+    kept = kept.flip(3) if plan.map_form == "list" else kept
+    kept = torch.nn.functional.pad(kept, (0, -kept.shape[3] % 32)).unflatten(3, (-1, 32)).long()
+    counts, marks = kept.sum(-1), (kept << torch.arange(32, device=keep.device)).sum(-1)
+    return torch.stack([marks, counts.cumsum(-1) - counts], -1).to(torch.int32)
+
+
 def dense(
     q: Tensor, k: Tensor, v: Tensor, dout: Tensor, keep: Tensor | None, scale: float, score: Score | None, tables: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
@@ -348,6 +370,8 @@ def run(case: Case, device: str = "cuda", loaded: Callable[[Case], Any] = load_m
         columns = -(-k.shape[2] // plan.block_kv)
         given["order"] = torch.tensor([*reversed(range(columns)), *[2] * 9, *[1] * 9], dtype=torch.int32, device=device)  # two are long
     out, lse, wanted = dense(q, k, v, dout, keep, scale, case.score, tables)
+    if plan.deterministic and keep is not None:
+        given["ranks"] = ranks(plan, keep)
     if plan.runs != "always":
         given["broken"] = torch.full((1,), int(plan.runs == "fail"), dtype=torch.int32, device=device)
     terms, given["score_captures"] = module.row_terms(out, lse, dout), module.pack(tables, [])

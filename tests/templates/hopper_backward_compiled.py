@@ -14,9 +14,10 @@ from hopper_backward_cases import CASES, column_map, load_module, mask_of, plan_
 from flexmask.templates import offline
 
 # those that differ in their code
-ALWAYS = ["two", "crossed, narrow", "holds", "bits", "bits hold", "soft-cap", "slopes, narrow"]
-# and every score mod, which take a minute
-COMPILED = ALWAYS + [name for name, case in CASES.items() if case.score and name not in ALWAYS]
+ALWAYS = ["two", "crossed, narrow", "holds", "bits", "bits hold", "soft-cap", "slopes, narrow", "deterministic"]
+# and every deterministic one and score mod, which take two minutes
+ORDERED = [name for name in CASES if name.startswith("deterministic, ")]
+COMPILED = ALWAYS + ORDERED + [name for name, case in CASES.items() if case.score and name not in (*ALWAYS, *ORDERED)]
 KERNELS = ("row_terms_kernel", "attention_backward", "gather_queries")
 
 
@@ -40,8 +41,10 @@ def compiled(name: str) -> dict[str, Any]:
     plan = plan_of(case)
     module, (q, k, v, dout), given = load_module(case), tensors(case, plan, "cpu"), column_map(plan, mask_of(case, "cpu"))
     given["score_captures"] = module.pack(tables_of(case, "cpu"), [])
-    if plan.map_form != "none":
+    if plan.map_form != "none" and not plan.deterministic:
         given["order"] = torch.zeros(-(-k.shape[2] // plan.block_kv) + 18, dtype=torch.int32)
+    if plan.deterministic and plan.map_form != "none":
+        given["ranks"] = torch.zeros(100, dtype=torch.int32)
     if plan.runs != "always":
         given["broken"] = torch.zeros(1, dtype=torch.int32)
 

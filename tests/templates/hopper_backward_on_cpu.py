@@ -4,6 +4,7 @@ so run it with TRITON_INTERPRET=1. As a script it prints {case: what is wrong} a
 from __future__ import annotations
 
 import json
+import random
 import sys
 import threading
 import time
@@ -31,9 +32,22 @@ def add_registers(pointer: cpu.Pointer, x: torch.Tensor) -> None:
         pointer.memory.index_add_(0, (first + row // 8 % 2 * 2 + column % 2).flatten(), x.flatten())
 
 
+def await_number(pointer: cpu.Pointer, number: torch.Tensor) -> None:
+    """Programs run one after the other, so a turn that has not come never will."""
+    found = pointer.memory[pointer.places(None)[0]]
+    assert int(found) == int(number), f"{int(found)} columns have added to a tile, and it is the turn of number {int(number)}"
+
+
 def asm(text: str, constraints: str, args: list[Any], **options: Any) -> Any:
     if text.startswith("red"):
         return add_registers(*args)
+    if text.startswith("popc"):
+        return torch.tensor(int(args[0]).bit_count())
+    if "ld.acquire" in text:
+        return await_number(*args)
+    if "red.release" in text:
+        time.sleep(random.random() * 2e-2)  # until what was added has arrived
+        return cpu.atomic_add(args[0], 1, "release")
     return args[0] if text.startswith("mov") else cpu.asm(text, constraints, args, **options)
 
 
@@ -110,6 +124,19 @@ MISTAKES = {
     "a slope that is not masked": ("a slope without end where nothing is kept", ("gl.where(keep, p * slope, 0.0)", "p * slope")),
     "queries beyond the last in a FULL tile": ("no number after the last query", ("full & ((m + 1) * BLOCK_Q <= q_len)", "full")),
     "values of other queries": ("gates of queries", ("q_idx = field(record, 0, REC) + gl", "q_idx = gl")),
+    "a rank that counts the column itself": ("deterministic", ("<< (place % 32)) - 1", "<< (place % 32 + 1)) - 1")),
+    "a turn that is not passed on": ("deterministic", ("if rank >= 0:", "if rank > 0:")),
+    "a turn passed on before both have added": ("deterministic", ("turn_taken.index(i), count=2)", "turn_taken.index(i), count=1)")),
+    "a step without a turn that takes one": (
+        "deterministic, a mask for each head",
+        ("gl.where(j < steps, rank_of", "gl.where(j <= steps, rank_of"),
+    ),
+    "ranks of another head": ("deterministic, a mask for each head", ("lead = line // columns", "lead = line // columns * 0")),
+    "a last record that overtakes another": (
+        "deterministic",
+        ("mbarrier.wait(q_empty.index(slot), ((it // STAGES) & 1) ^ 1)", "pass"),
+    ),
+    "a record that is not held until it is read": ("deterministic", ("count=3 if DETERMINISTIC else 2", "count=2")),
     "a column that keeps nothing takes no step": ("a mask for each head, alone", ("(it + steps == 0), 1", "(it + steps == 0), 0")),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Tiles and list kernels compiled for GPUs that are not here. Run as a script without TRITON_INTERPRET; prints {case: facts} as JSON."""
+"""Kernels of tiles, lists and ranks compiled for GPUs elsewhere. Run as a script without TRITON_INTERPRET; prints {case: facts} as JSON."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ TILES = {
 }
 # (pieces, block, other block)
 LISTS = {"states": None, "one piece": (1, 128, 64), "two pieces": (2, 64, 128), "three pieces": (3, 128, 128)}
+# (kernel, whether the map is in range form)
+RANKS = {"marks of lists": ("mark_kernel", False), "marks of ranges": ("mark_kernel", True), "counts of marks": ("count_kernel", True)}
 # the same kernel for other lengths and numbers: some divisible by 16, some 1
 LENGTHS = [(1, 1, 500, 700), (1, 1, 512, 1024), (3, 1, 1, 1), (16, 16, 33, 1)]
 
@@ -110,6 +112,18 @@ def launch_lists(case: tuple[int, int, int] | None, sizes: tuple[int, int, int, 
     return record(lists, "intervals_kernel", lambda: lists.list_intervals(*given))
 
 
+def launch_ranks(case: tuple[str, bool], sizes: tuple[int, int, int, int]) -> Any:
+    from flexmask.templates import ranks
+
+    name, ranges = case
+    batch, heads, blocks, lines = sizes
+    table = torch.zeros(batch, heads, lines, 4 if ranges else 2, dtype=torch.int32)
+    listed = (None, None) if ranges else (table, torch.zeros(9, dtype=torch.int32))
+    made = torch.zeros(batch, heads, blocks, -(-lines // 32), 2, dtype=torch.int32)
+    other = "mark_kernel" if name == "count_kernel" else "count_kernel"
+    return record(ranks, name, lambda: record(ranks, other, lambda: ranks.rank_lines(table, *listed, made)))
+
+
 def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -121,6 +135,9 @@ def main() -> None:
                 found["tiles kernels"] = len({compiled(x, 90).hash for x in launches})
     for name, given in LISTS.items():
         made = [compiled(launch_lists(given, sizes), 90) for sizes in LENGTHS]
+        found[name] = facts_of(made[0]) | {"kernels": len({x.hash for x in made})}
+    for name, ranked in RANKS.items():
+        made = [compiled(launch_ranks(ranked, sizes), 90) for sizes in LENGTHS]
         found[name] = facts_of(made[0]) | {"kernels": len({x.hash for x in made})}
     json.dump(found, sys.stdout)
 

@@ -14,6 +14,7 @@ import zoo
 from hopper_backward_cases import CASES, column_map, mask_of, plan_of, source_of
 from test_templates_offline import TRITONS
 
+from flexmask import masks
 from flexmask.lowering.plan_hopper_backward import plan_hopper_backward
 from flexmask.runtime.backward_kernels import choose_fused
 from flexmask.runtime.checks import Shapes
@@ -83,14 +84,16 @@ def test_products_are_made_side_by_side(compiled, case):
     together = plan.crossed or plan.pieces > 1
     skipped = 6 if case == "a score without products" else 0  # parts of products that nothing depends on
     assert opcodes["HGMMA"] == 64 - skipped and opcodes["WARPGROUP"] <= 20 + 2 * (not together)
-    assert opcodes["UTMALDG"] and opcodes["UTMASTG"] and opcodes["REDG"] == 16
+    assert opcodes["UTMALDG"] and opcodes["UTMASTG"] and opcodes["REDG"] == 16 + plan.deterministic
 
 
 @pytest.mark.parametrize("case", COMPILED)
 def test_few_registers_are_spilled(compiled, case):
     """At head dim 128 nothing but addresses, where a PARTIAL tile is masked; at 64 a few numbers of 240 in every step, more of them where
-    a score's curve is computed, which takes longer than the products there. Kinds of tokens are int64, two registers each."""
-    wide = plan_of(CASES[case]).padded_dim == 128 and case != "kinds of tokens"
+    a score's curve is computed, which takes longer than the products there. Kinds of tokens are int64, two registers each. A warp that walks
+    bits in order spills too, but multiplies nothing."""
+    plan = plan_of(CASES[case])
+    wide = plan.padded_dim == 128 and case != "kinds of tokens" and not (plan.deterministic and plan.bits)
     assert compiled[case]["loop_spills"] <= (12 if wide else 176 if case.startswith("soft-cap") else 80)
 
 
@@ -135,6 +138,13 @@ def test_most_scores_are_taken(name):
     request = Request(None, zoo.SCORES[name](2, 4, 100, 100).traced(), Shapes(2, 4, 4, 100, 100, 128, 128))
     chosen = choose_fused(Store(), request, Target(torch.bfloat16, 90, True))
     assert isinstance(chosen, str) == (name in PLAIN), chosen
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_gradients_are_deterministic_where_that_is_asked_for(deterministic):
+    request = Request(masks.causal.traced(), None, Shapes(2, 4, 4, 100, 100, 128, 128))
+    ((_, plan),) = choose_fused(Store(), request, Target(torch.bfloat16, 90, True, deterministic=deterministic))
+    assert plan.deterministic is deterministic and ("deterministic" in str(plan)) is deterministic
 
 
 def test_a_score_mod_must_be_given_where_the_plan_has_one():

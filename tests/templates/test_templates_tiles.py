@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from maps_compiled import LISTS, TILES
+from maps_compiled import LISTS, RANKS, TILES
 from tiles_cases import BOX_ARGUMENTS, CASES
 
 from flexmask.ir import K, Q, load
@@ -39,21 +39,21 @@ def test_states_equal_brute_force(interpreted, case, axis):
 
 @pytest.fixture(scope="session", params=TRITONS, ids=lambda path: Path(path).name or "installed")
 def compiled(request):
-    """Every case compiled once, in a process that does not interpret kernels; the list kernels with them."""
+    """Every case compiled once, in a process that does not interpret kernels; those of lists and ranks with them."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join([request.param, str(ROOT)] if request.param else [str(ROOT)])
     command = [sys.executable, "-W", "ignore", HERE / "maps_compiled.py"]
     return json.loads(subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout)
 
 
-@pytest.mark.parametrize("case", [*TILES, *LISTS])
+@pytest.mark.parametrize("case", [*TILES, *LISTS, *RANKS])
 def test_no_register_is_spilled(compiled, case):
     assert compiled[case]["spills"] == 0
 
 
 def test_other_lengths_and_numbers_are_no_other_kernels(compiled):
     assert compiled["tiles kernels"] == 1
-    assert {compiled[case]["kernels"] for case in LISTS} == {1}
+    assert {compiled[case]["kernels"] for case in (*LISTS, *RANKS)} == {1}
 
 
 def test_the_file_is_readable_and_passes_ruff(tmp_path):
