@@ -90,8 +90,8 @@ def test_products_are_made_side_by_side(compiled, case):
 @pytest.mark.parametrize("case", COMPILED)
 def test_few_registers_are_spilled(compiled, case):
     """At head dim 128 nothing but addresses, where a PARTIAL tile is masked; at 64 a few numbers of 240 in every step, more of them where
-    a score's curve is computed, which takes longer than the products there. Kinds of tokens are int64, two registers each. A warp that walks
-    bits in order spills too, but multiplies nothing."""
+    a score's curve is computed, which takes longer than the products there. Kinds of tokens are int64, two registers each. A warp that
+    walks bits in order spills too, but multiplies nothing."""
     plan = plan_of(CASES[case])
     wide = plan.padded_dim == 128 and case != "kinds of tokens" and not (plan.deterministic and plan.bits)
     assert compiled[case]["loop_spills"] <= (12 if wide else 176 if case.startswith("soft-cap") else 80)
