@@ -47,9 +47,9 @@ def turns(terms):
 
 
 def in_step(heads, resident, programs):
-    """How many heads to walk together where columns take turns: with more than about a dozen columns of a head at a time, many would wait.
-    Those that run share what they read, as they follow one another closely."""
-    least = min(heads, max(resident, programs // 11))
+    """How many heads to walk together where columns take turns: with many columns of a head at a time, some would wait, the more the fewer
+    steps they have. Those that run share what they read, as they follow one another closely."""
+    least = min(heads, max(resident, programs * BLOCK_Q.value // 1024))
     return next(n for n in range(least, heads + 1) if heads % n == 0)
 
 
