@@ -3,8 +3,8 @@
     python -m benchmarks.training [--host] [--extras] [--json FILE]         both tables unless one is asked for
 
 `--host`: microseconds that a steady call costs the host at N=128 (forward; forward and backward), as the GPU is left behind; flexmask,
-FlexAttention and SDPA. `--extras`: milliseconds under causal with dropout, sinks, and a bias by distance, deterministic or not, and what
-FlexAttention takes for the bias. `python -m benchmarks.kernels` times the kernels themselves.
+FlexAttention, SDPA, and an autograd function that does nothing. `--extras`: milliseconds under causal with dropout, sinks, and a bias by
+distance, deterministic or not, and what FlexAttention takes for the bias. `python -m benchmarks.kernels` times the kernels themselves.
 """
 
 from __future__ import annotations
@@ -51,26 +51,44 @@ def gradients(run: Callable[..., torch.Tensor], given: Tensors, dout: torch.Tens
     return torch.autograd.grad(run(*given), given, dout)
 
 
+class Nothing(torch.autograd.Function):
+    """What autograd itself takes for a function of three tensors that is written in Python and computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(q, k, v)
+        return torch.empty_like(q)
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor) -> Tensors:
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors)
+
+
+def host_contestants(case: Case) -> dict[str, Callable[[], Callable[..., torch.Tensor]]]:
+    """How to make what is called, by name."""
+    found = {label: CONTESTANTS[label] for label in HOST_CONTESTANTS}
+    made = {label: lambda each=each: each.make(case, "cuda") for label, each in found.items() if each.takes(case)}
+    return {**made, "autograd alone": lambda: Nothing.apply}
+
+
 def host_table() -> list[dict[str, Any]]:
     """Host time of forward, and of forward and backward, at N=128."""
     rows = []
     for case in (Case(mask, 128, 1, 8, 8, 64) for mask in HOST_MASKS):
         given, dout = inputs(case, Settings())
         still = tuple(x.detach() for x in given)
-        for contestant in (CONTESTANTS[label] for label in HOST_CONTESTANTS):
-            if not contestant.takes(case):
-                continue
+        for label, make in host_contestants(case).items():
             try:
-                run = contestant.make(case, "cuda")
+                run = make()
                 found = {
                     "forward": host_us(lambda run=run, still=still: run(*still)),
                     "forward and backward": host_us(lambda run=run, given=given, dout=dout: gradients(run, given, dout)),
                 }
             except Exception as error:
-                print(f"{case.mask:20s} {contestant.label:14s} FAILED {type(error).__name__}: {str(error)[:300]}", flush=True)
+                print(f"{case.mask:20s} {label:14s} FAILED {type(error).__name__}: {str(error)[:300]}", flush=True)
                 continue
-            rows.append({"mask": case.mask, "contestant": contestant.label, **found})
-            print(f"{case.mask:20s} {contestant.label:14s} " + ", ".join(f"{part} {us:.1f} us" for part, us in found.items()), flush=True)
+            rows.append({"mask": case.mask, "contestant": label, **found})
+            print(f"{case.mask:20s} {label:14s} " + ", ".join(f"{part} {us:.1f} us" for part, us in found.items()), flush=True)
     return rows
 
 
