@@ -1,4 +1,4 @@
-"""The list kernels against brute force. Run as a script under TRITON_INTERPRET=1; prints {case: what is wrong} as JSON."""
+"""Kernels of lists and ranks against brute force. Run as a script under TRITON_INTERPRET=1; prints {case: what is wrong} as JSON."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import traceback
 from dataclasses import dataclass
 
 import torch
+
+from flexmask.runtime.tile_lists import unpack
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 
@@ -52,7 +54,24 @@ class Turn:
     flags: tuple[int, ...]
 
 
-Checked = States | Pieces | Order | Turn
+@dataclass(frozen=True)
+class Ranked:
+    """Lines [B, H, lines, blocks] whose ranks are wanted: random states, `kept` of ten tiles kept; or `ranges`, a run for each line."""
+
+    shape: tuple[int, int, int, int]
+    kept: int = 5
+    ranges: bool = False
+    share: int = 0
+
+
+@dataclass(frozen=True)
+class NeverMade:
+    """Ranks of a map whose memory is as it was found: `junk` throughout. Nothing is read or written beyond its ends."""
+
+    junk: int
+
+
+Checked = States | Pieces | Order | Turn | Ranked | NeverMade
 CASES: dict[str, Checked] = {
     "states": States((2, 2, 5, 20)),
     "one tile": States((1, 1, 1, 1), 10),
@@ -99,6 +118,19 @@ CASES: dict[str, Checked] = {
     "the map before does not": Turn((1, 1, 0)),
     "a single flag": Turn((0,)),
     "many flags": Turn((1, *[i % 2 for i in range(200)])),
+    "ranks in lists": Ranked((2, 3, 7, 20)),
+    "ranks, one tile": Ranked((1, 1, 1, 1), 10),
+    "ranks of more lines than a word has bits": Ranked((1, 2, 75, 9)),
+    "ranks of just a word": Ranked((1, 1, 32, 9)),
+    "ranks in many blocks": Ranked((1, 1, 5, 1100)),
+    "ranks, everything kept": Ranked((1, 2, 70, 130), 10),
+    "ranks, nothing kept": Ranked((1, 2, 5, 6), 0),
+    "ranks in ranges": Ranked((2, 2, 40, 30), ranges=True),
+    "ranks in long ranges": Ranked((1, 1, 3, 1200), ranges=True),
+    "ranks in small shares": Ranked((1, 2, 12, 20), 3, share=5),
+    "ranks of no lines": Ranked((1, 1, 0, 5)),
+    "ranks in no blocks": Ranked((1, 1, 5, 0)),
+    **{f"ranks of memory that holds {junk}": NeverMade(junk) for junk in (-7, 5, 42, 1 << 30, -(1 << 30))},
 }
 
 
@@ -222,6 +254,47 @@ def check_turn(case: Turn) -> None:
     assert own.tolist() == [2 * (case.flags[0] == 0), *case.flags[1:], -1]
 
 
+def ranked_map(case: Ranked) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
+    """(ranges or counts, offsets, index, which blocks are kept: [B, H, places, blocks])."""
+    from flexmask.templates.lists import list_states
+
+    generator, (*lead, lines, blocks) = torch.Generator().manual_seed(9), case.shape
+    if case.ranges:
+        ends = torch.randint(0, blocks + 1, (*lead, lines, 2), generator=generator).sort(-1).values.int()
+        place = torch.arange(blocks)
+        return ends[..., [0, 0, 0, 1]].contiguous(), None, None, (place >= ends[..., :1]) & (place < ends[..., 1:])
+    states = torch.randint(1, 3, case.shape, generator=generator) * (torch.randint(10, case.shape, generator=generator) < case.kept)
+    counts, offsets, index, share, iota = room((lead[0], lead[1]), lines, blocks, case.share)
+    list_states(states.to(torch.int8), counts, offsets, index, 0, share, iota)
+    return counts, offsets, index, (unpack(counts, offsets, index, blocks) != 0).flip(2)
+
+
+def check_ranks(case: Ranked) -> None:
+    from flexmask.templates.ranks import rank_lines
+
+    table, offsets, index, kept = ranked_map(case)
+    place = torch.arange(case.shape[2])
+    ranks = torch.zeros(*case.shape[:2], case.shape[3], -(-len(place) // 32), 2, dtype=torch.int32)
+    rank_lines(table, offsets, index, ranks)
+    words, before = ranks[:, :, :, place // 32].long().unbind(-1)  # as kernels read them
+    earlier = words & ((1 << place % 32) - 1)
+    assert torch.equal((words >> place % 32 & 1).bool(), kept.mT)
+    bits = (earlier[..., None] >> torch.arange(32) & 1).sum(-1)
+    assert torch.equal(before + bits, kept.mT.long().cumsum(3) - kept.mT.long())
+
+
+def check_never_made(case: NeverMade) -> None:
+    from flexmask.templates.ranks import rank_lines
+
+    junk = torch.full((1, 1, 35, 4), case.junk, dtype=torch.int32)
+    junk[..., 3] = -case.junk
+    listed = junk[..., :2].contiguous()
+    for table, offsets, index in ((junk, None, None), (listed, listed, torch.full((100,), case.junk, dtype=torch.int32))):
+        memory = torch.zeros(50, 2, 2, dtype=torch.int32)
+        rank_lines(table, offsets, index, memory[5:45].view(1, 1, 40, 2, 2))
+        assert not memory[:5].any() and not memory[45:].any()
+
+
 def check(case: Checked) -> None:
     if isinstance(case, States):
         check_states(case)
@@ -229,6 +302,10 @@ def check(case: Checked) -> None:
         check_pieces(case)
     elif isinstance(case, Order):
         check_order(case)
+    elif isinstance(case, Ranked):
+        check_ranks(case)
+    elif isinstance(case, NeverMade):
+        check_never_made(case)
     else:
         check_turn(case)
 

@@ -1,4 +1,4 @@
-"""The list kernels: what tiles a row lists, from states and from intervals."""
+"""The list kernels: what tiles a row lists, from states and from intervals; and how many lines before each one list a block."""
 
 import json
 import os
