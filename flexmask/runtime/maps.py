@@ -97,13 +97,7 @@ def _device_map(store: Store, traced: Traced, extent: Extent, wanted: Wanted, ax
 
 
 def find_device_maps(
-    store: Store,
-    traced: Traced,
-    extent: Extent,
-    wanted: tuple[Wanted, ...],
-    axis: str = "row",
-    exact: bool = False,
-    ranked: int = 0,
+    store: Store, traced: Traced, extent: Extent, wanted: tuple[Wanted, ...], axis: str = "row", exact: bool = False, ranked: int = 0
 ) -> DeviceMaps:
     """The maps for each (variant, block_q, block_kv) of the mask, on a GPU, without a wait; built once for each version of its captures.
 
