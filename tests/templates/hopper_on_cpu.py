@@ -24,6 +24,7 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 PATIENCE = 20.0  # seconds until a wait counts as a hang
+LATE = 2e-3  # seconds at most that a copy takes, and that a warpgroup stands still when others may go on
 PROGRAMS = 3
 
 
@@ -141,6 +142,10 @@ def allocate(dtype: torch.dtype, shape: Any, layout: Any) -> Shared:
     return Shared(data)
 
 
+def be_late() -> None:
+    time.sleep(random.random() * LATE)
+
+
 def barrier_at(place: Shared) -> Barrier:
     return HERE.program.barriers[place.data.data_ptr()]
 
@@ -159,7 +164,7 @@ def change(barrier: Barrier, arrivals: int, size: int, waiting: Waiting) -> None
 
 def arrive(place: Shared) -> None:
     change(barrier_at(place), 1, 0, HERE.program.waiting)
-    time.sleep(0)  # whoever waited for it may go on first
+    be_late()  # whoever waited for it may go on first
 
 
 def wait(place: Shared, phase: Any, pred: Any = True) -> None:
@@ -216,7 +221,7 @@ def tma_load(source: Descriptor, at: list[Any], full: Shared, target: Shared) ->
     target.data.fill_(math.nan if target.data.dtype.is_floating_point else -77)
 
     def bring() -> None:
-        time.sleep(random.random() * 2e-3)
+        be_late()
         tile = torch.zeros_like(target.data)
         tile[place] = part
         target.data.copy_(tile)
@@ -232,7 +237,7 @@ def tma_store(target: Descriptor, at: list[Any], source: Shared) -> None:
     part, place = target.parts(at)
 
     def leave() -> None:
-        time.sleep(random.random() * 2e-3)
+        be_late()
         part.copy_(source.data[place])
 
     thread = threading.Thread(target=leave)

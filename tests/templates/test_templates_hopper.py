@@ -87,6 +87,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_simulation_notices(mistake, monkeypatch):
     monkeypatch.setattr(hopper_on_cpu, "PATIENCE", 0.5)
+    monkeypatch.setattr(hopper_on_cpu, "LATE", 0.02)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     right, wrong = MISTAKES[mistake]
     kinds = {"bits": "bits", "wide": "192, window", "apart": "heads apart"}
