@@ -142,8 +142,8 @@ def allocate(dtype: torch.dtype, shape: Any, layout: Any) -> Shared:
     return Shared(data)
 
 
-def be_late() -> None:
-    time.sleep(random.random() * LATE)
+def be_late(times: int = 1) -> None:
+    time.sleep(random.random() * times * LATE)
 
 
 def barrier_at(place: Shared) -> Barrier:
