@@ -51,7 +51,7 @@ def assemble_hopper(plan: HopperPlan, score: str | None = None, header: Sequence
         *([shared["numbers"]] if score else []),
         *helpers,
         *mods,
-        *(shared[name] for name in ("barriers", "turns", "halves", "bits")),
+        *(shared[name] for name in ("barriers", "turns", "halves", "bits", "cuts")),
         *[_sections("hopper_forward_wide.py")["functions of wide plans"]] * plan.wide,
         decided(_sections("hopper_forward_load.py")["the warp that loads"], plan.wide),
         decided(_sections("hopper_forward_softmax.py")["scores"], plan.wide),

@@ -159,15 +159,89 @@ def spread_bits(words, FOURS: gl.constexpr):
     return word
 
 
+@gluon.constexpr_function
+def kept_text(number, otherwise):
+    """Assembly for `kept_or`, of `number` registers: a row's bits one after the other, for which the assembler has one instruction for
+    seven of them."""
+    text = ""
+    for row in (0, 2):
+        for bit in range(number // 2):
+            at = bit // 2 * 4 + row + bit % 2
+            text += f"and.b32 t, ${2 * number + row}, {1 << bit}; setp.ne.b32 p, t, 0; "
+            text += f"selp.f32 ${at}, ${number + at}, {otherwise}, p; "
+    return "{ .reg .pred p; .reg .b32 t; " + text + "}"
+
+
+@gluon.constexpr_function
+def cut_text(number, otherwise):
+    """Assembly for `cut_or`, of `number` registers."""
+    text = ""
+    for at in range(0, number, 4):
+        for row in (0, 2):
+            text += f"sub.f16x2 t, ${2 * number + at}, ${3 * number + row}; abs.f16x2 t, t; setp.lt.f16x2 p|q, t, ${2 * number + at + 1}; "
+            text += f"selp.f32 ${at + row}, ${number + at + row}, {otherwise}, p; "
+            text += f"selp.f32 ${at + row + 1}, ${number + at + row + 1}, {otherwise}, q; "
+    return "{ .reg .pred p, q; .reg .b32 t; " + text + "}"
+
+
+@gluon.constexpr_function
+def operands(number, kinds):
+    """Constraints of `number` registers of floats that come out, and of so many of each kind that go in."""
+    return ",".join(["=f"] * number + [kind for kind in kinds for _ in range(number)])
+
+
 @gluon.jit
-def spread(word, ROWS: gl.constexpr, COLUMNS: gl.constexpr, ACCUMULATOR: gl.constexpr):
-    """Words of bits as bool [ROWS, COLUMNS] in the accumulator's layout."""
-    FOURS: gl.constexpr = word.type.layout
-    eight = gl.arange(0, COLUMNS // 8, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, FOURS))))[None, :, None, None]
-    pair = gl.arange(0, 2, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, FOURS))))[None, None, None, :]
-    one = gl.full([1, 1, 1, 1], 1, gl.int32, FOURS)
-    keep = (word & (one << (eight * 2 + pair))) != 0
-    return gl.convert_layout(gl.reshape(keep, [ROWS, COLUMNS]), ACCUMULATOR)
+def kept_or(x, words, OTHERWISE: gl.constexpr):
+    """An accumulator where the words of `kept_bits` have a bit, else a number, as PTX writes it. In assembly, as the compiler packs
+    what comes of many comparisons into words of its own, and takes these apart again."""
+    FOURS: gl.constexpr = words.type.layout
+    LAYOUT: gl.constexpr = x.type.layout
+    words = words + gl.full([1, x.shape[1] // 8, 1, 2], 0, gl.int32, FOURS)
+    words = gl.convert_layout(gl.reshape(words, [x.shape[0], x.shape[1]]), LAYOUT)
+    NUMBER: gl.constexpr = x.shape[1] // 2
+    TEXT: gl.constexpr = kept_text(NUMBER, OTHERWISE)
+    OPERANDS: gl.constexpr = operands(NUMBER, "fr")
+    return gl.inline_asm_elementwise(TEXT, OPERANDS, [x, words], dtype=gl.float32, is_pure=True, pack=NUMBER)
+
+
+# ---- cuts
+@gluon.jit
+def two_halves(low, high):
+    """Two float32 as float16, in one word."""
+    return gl.inline_asm_elementwise("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", [low, high], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def every_other_cut(starts, stops, exist, base, last, LENGTH: gl.constexpr, ODD: gl.constexpr, BLOCK: gl.constexpr, STARTS: gl.constexpr):
+    """(middle, half of the length) of every second one of LENGTH intervals."""
+    at = ODD + 2 * gl.arange(0, LENGTH // 2, gl.BlockedLayout([LENGTH // 64], [32], [1], [0]))
+    stop = gl.load(stops + at, mask=at < exist, other=0)
+    stop = gl.minimum(gl.maximum(gl.minimum(stop, last) - base, 0), BLOCK)
+    start = gl.full([LENGTH // 2], 0, gl.int32, stop.type.layout)
+    if STARTS:
+        start = gl.load(starts + at, mask=at < exist, other=0)
+        start = gl.minimum(gl.maximum(start - base, 0), BLOCK)
+    return (start + stop - 1).to(gl.float32) * 0.5, (stop - start).to(gl.float32) * 0.5
+
+
+@gluon.jit
+def cuts_of(starts, stops, exist, base, last, LENGTH: gl.constexpr, BLOCK: gl.constexpr, STARTS: gl.constexpr):
+    """For `cut_or`: intervals [starts[i], stops[i]) of rows, of LENGTH columns, as two words for two columns: their middles, and half of
+    their lengths, which float16 holds exactly. Rows are counted from `base` on, BLOCK of them, those from `last` on not being kept, nor
+    columns from `exist` on."""
+    middle, half = every_other_cut(starts, stops, exist, base, last, LENGTH, 0, BLOCK, STARTS)
+    next_middle, next_half = every_other_cut(starts, stops, exist, base, last, LENGTH, 1, BLOCK, STARTS)
+    return gl.reshape(gl.join(two_halves(middle, next_middle), two_halves(half, next_half)), [LENGTH])
+
+
+@gluon.jit
+def cut_or(x, cuts, row, OTHERWISE: gl.constexpr):
+    """An accumulator where the row, `row` in float32, lies within the column's cut, else a number, as PTX writes it."""
+    NUMBER: gl.constexpr = x.shape[1] // 2
+    TEXT: gl.constexpr = cut_text(NUMBER, OTHERWISE)
+    OPERANDS: gl.constexpr = operands(NUMBER, "frr")
+    rows = two_halves(row, row)[:, None]
+    return gl.inline_asm_elementwise(TEXT, OPERANDS, [x, cuts[None, :], rows], dtype=gl.float32, is_pure=True, pack=NUMBER)
 
 
 # ---- numbers

@@ -5,7 +5,7 @@ of dout that the column keeps, with their two numbers from `row_terms`. For each
     s = k q^T, p = exp2(s - lse), dp = v dout^T - delta, ds = p * dp, dv += p dout, dk += ds q
 (a score mod changes s, and ds by its derivative, which p is multiplied by as soon as its copy for dv is made)
 with p and ds as operands in registers, hands its ds to the other through shared memory, and computes its half of dq = ds^T k. That is
-added to a float32 buffer, four neighbouring registers at a time: the buffer lies in the order of the registers, and `gather_queries` reads
+added to a float32 buffer (`hopper_backward_add`), which lies in the order of the registers, and `gather_queries` reads
 it back as rows. So runs may differ in the last bits of dq, but for DETERMINISTIC kernels, where columns wait for their turn to add
 (`hopper_backward_turns`).
 
@@ -25,15 +25,18 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from .backward import is_idle
 from .hopper import LOG2E, find_turn, in_fours, join, long_lines, meet, tma_store, to_half
+from .hopper_backward_add import add_dq, add_shares, hand_over
 from .hopper_backward_load import draw_number, field, produce
 from .hopper_backward_plan import (
     BITS,
     BLOCK_KV,
     BLOCK_Q,
+    BY_TMA,
     CONSUMER_REGISTERS,
     CROSSED,
     DETERMINISTIC,
     FIELDS,
+    FOLLOWED,
     HEAD_DIM,
     MAP_FORM,
     NO_MORE,
@@ -48,15 +51,6 @@ from .hopper_backward_plan import (
 from .hopper_backward_weigh import kept_words, look_ahead, mask_tile, weigh
 
 # ---- the warpgroups that multiply
-
-
-@gluon.jit
-def add_four(addresses, x):
-    """Adds four neighbouring registers of float32 to global memory, at the address of the first."""
-    gl.inline_asm_elementwise(
-        "red.relaxed.gpu.global.add.v4.f32 [$4], {$8, $9, $10, $11}; mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0;",
-        "=r,=r,=r,=r,l,l,l,l,f,f,f,f", [addresses, x], dtype=gl.int32, is_pure=False, pack=4,
-    )  # fmt: skip
 
 
 @gluon.jit
@@ -87,17 +81,6 @@ def issue_dq(ds_s, ds_slot, k_s, WG: gl.constexpr, DQ_LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def add_dq(dq, tile, sums, WG: gl.constexpr):
-    """Adds a [64, 64] piece of dq to its tile of the buffer, which holds two such pieces in the order of their registers."""
-    LAYOUT: gl.constexpr = dq.type.layout
-    row = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT))[:, None]
-    col = gl.arange(0, 64, gl.SliceLayout(0, LAYOUT))[None, :]
-    at = (row // 16) * 128 + (row % 8) * 16 + ((row // 8) % 2) * 2 + (col // 8) * 512 + ((col // 2) % 4) * 4 + col % 2
-    piece = tile.to(gl.int64) * (BLOCK_Q * PADDED_DIM) + WG * 4096
-    add_four(sums.to(gl.int64) + piece * 4 + (at * 4).to(gl.int64), dq)
-
-
-@gluon.jit
 def begin_weights(shift_s, slot, S_LAYOUT: gl.constexpr):
     """What dp begins with, so that delta needs no registers later."""
     return gl.full([64, BLOCK_Q], 0.0, gl.float32, S_LAYOUT) + shift_s.index(slot).load(gl.SliceLayout(0, S_LAYOUT))[None, :]
@@ -114,7 +97,7 @@ def apart(x):
 def take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, mods, keys_of, sums, WG: gl.constexpr,
               S_LAYOUT: gl.constexpr, A_LAYOUT: gl.constexpr, DQ_LAYOUT: gl.constexpr):  # fmt: skip
     """One block row's share of dk (but for the scale) and dv, and this column's share of the block row's dq (likewise)."""
-    q_s, do_s, lse_s, shift_s, rec_s, _, _, k_s, _, ds_s, _ = bufs
+    q_s, do_s, lse_s, shift_s, rec_s, _, k_s, _, ds_s, _, _ = bufs
     _, q_full, q_empty, do_full, do_empty, _, turn_come, turn_taken = bars
     COL: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
     REC: gl.constexpr = gl.BlockedLayout([FIELDS], [32], [4], [0])
@@ -164,7 +147,10 @@ def take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, mods, keys_of, 
     mbarrier.arrive(do_empty.index(slot))
     if DETERMINISTIC:
         mbarrier.wait(turn_come.index(slot), phase)
-    add_dq(dq, tile, sums, WG)
+    if BY_TMA:
+        hand_over(dq, it, bufs, bars, WG)
+    else:
+        add_dq(dq, tile, sums, WG)
     if DETERMINISTIC:
         join()
         mbarrier.arrive(turn_taken.index(slot))
@@ -177,7 +163,7 @@ def take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, mods, keys_of, 
 def consume(WG: gl.constexpr, descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
     """The dk and dv of 64 keys: steps until a record says that there are no more."""
     dk_desc, dv_desc = descs[4], descs[5]
-    rec_s, k_s, v_s = bufs[4], bufs[7], bufs[8]
+    rec_s, k_s, v_s = bufs[4], bufs[6], bufs[7]
     kv_full, ld_full = bars[0], bars[5]
     n, kv_b, kv_h = place[0], place[1], place[2]
     dq_sums, _, scale_log2, scale, score_tables, score_numbers = sums
@@ -220,17 +206,24 @@ def consume_second(descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
     consume(1, descs, bufs, bars, place, rows_of, keys_of, tile_map, sums)
 
 
-# ---- start of three kinds of warps
+# ---- start of warps
 
 
 @gluon.jit
 def start_warps(given):
-    """Two warpgroups that multiply, and a warp that fetches."""
-    gl.warp_specialize(
-        [(consume_first, given), (consume_second, given), (produce, given)],
-        [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-    )  # fmt: skip
+    """Two warpgroups that multiply, a warp that fetches, and one that adds where TMA does it."""
+    if BY_TMA:
+        gl.warp_specialize(
+            [(consume_first, given), (consume_second, given), (produce, given), (add_shares, given)],
+            [4, 1, 1],
+            [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+        )
+    else:
+        gl.warp_specialize(
+            [(consume_first, given), (consume_second, given), (produce, given)],
+            [4, 1],
+            [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )
 
 
 # ---- start
@@ -263,9 +256,9 @@ def place_of(order, level, columns, heads, resident, numbers):
 
 
 @gluon.jit
-def rings(dtype: gl.constexpr, q_desc, k_desc, words_desc):
-    """Shared memory: of each slot the queries, dout, their two numbers, the record and (crossed) the bounds of rows; keys; values; two
-    turns of ds of two warpgroups; of each slot the bits of its tile."""
+def rings(dtype: gl.constexpr, q_desc, k_desc, words_desc, dq_sums):
+    """Shared memory: of each slot the queries, dout, their two numbers, the record and (crossed) the cuts; keys; values; two
+    turns of ds of two warpgroups; of each slot the bits of its tile; two shares of dq."""
     VEC: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     DS: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     q_s = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BLOCK_Q, PADDED_DIM], q_desc.layout)
@@ -276,22 +269,23 @@ def rings(dtype: gl.constexpr, q_desc, k_desc, words_desc):
     lse_s = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_Q], VEC)
     shift_s = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_Q], VEC)
     rec_s = gl.allocate_shared_memory(gl.int32, [STAGES, FIELDS], VEC)
-    low_s = rec_s
-    high_s = rec_s
+    cut_s = rec_s
     if CROSSED:
-        low_s = gl.allocate_shared_memory(gl.int32, [STAGES, BLOCK_Q], VEC)
-        high_s = gl.allocate_shared_memory(gl.int32, [STAGES, BLOCK_Q], VEC)
+        cut_s = gl.allocate_shared_memory(gl.int32, [STAGES, BLOCK_Q], VEC)
     words_s = rec_s
     if BITS:
         LINES: gl.constexpr = BLOCK_KV * BLOCK_Q // 32 // 256
         words_s = gl.allocate_shared_memory(gl.int32, [STAGES, 1, 1, LINES, 256], words_desc.layout)
-    return q_s, do_s, lse_s, shift_s, rec_s, low_s, high_s, k_s, v_s, ds_s, words_s
+    share_s = rec_s
+    if BY_TMA:
+        share_s = gl.allocate_shared_memory(gl.float32, [2, 16, 256], dq_sums.layout)
+    return q_s, do_s, lse_s, shift_s, rec_s, cut_s, k_s, v_s, ds_s, words_s, share_s
 
 
 @gluon.jit
 def barriers():
-    """Filled and emptied slots, which both warpgroups empty, as does, in a deterministic kernel, the warp that passes turns on; and there
-    the turns that have come and been taken."""
+    """Filled and emptied slots, which both warpgroups empty, as does a warp that follows them. Where columns take turns, those that have
+    come and been taken; where TMA adds, the shares of dq that are there, and have been read."""
     kv_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     q_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -301,20 +295,21 @@ def barriers():
     mbarrier.init(kv_full, count=1)
     for i in gl.static_range(STAGES):
         mbarrier.init(q_full.index(i), count=1)
-        mbarrier.init(q_empty.index(i), count=3 if DETERMINISTIC else 2)
+        mbarrier.init(q_empty.index(i), count=3 if FOLLOWED else 2)
         mbarrier.init(do_full.index(i), count=1)
         mbarrier.init(do_empty.index(i), count=2)
         mbarrier.init(ld_full.index(i), count=1)
-    turn_come = ld_full
-    turn_taken = ld_full
-    if DETERMINISTIC:
-        turn_come = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-        turn_taken = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-        for i in gl.static_range(STAGES):
-            mbarrier.init(turn_come.index(i), count=1)
-            mbarrier.init(turn_taken.index(i), count=2)
+    come = ld_full
+    taken = ld_full
+    if FOLLOWED:
+        NUMBER: gl.constexpr = STAGES if DETERMINISTIC else 2
+        come = gl.allocate_shared_memory(gl.int64, [NUMBER, 1], mbarrier.MBarrierLayout())
+        taken = gl.allocate_shared_memory(gl.int64, [NUMBER, 1], mbarrier.MBarrierLayout())
+        for i in gl.static_range(NUMBER):
+            mbarrier.init(come.index(i), count=1)
+            mbarrier.init(taken.index(i), count=2 if DETERMINISTIC else 1)
     fence_async_shared()
-    return kv_full, q_full, q_empty, do_full, do_empty, ld_full, turn_come, turn_taken
+    return kv_full, q_full, q_empty, do_full, do_empty, ld_full, come, taken
 
 
 # lengths and counts are not specialised on: another length must not compile another kernel
@@ -325,7 +320,7 @@ def barriers():
     ]
 )  # fmt: skip
 def attention_backward(
-    q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, dq_sums, lse, shift,  # float32 sums of dq, in the order of registers
+    q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, dq_sums, lse, shift,  # float32 sums of dq (BY_TMA: a descriptor)
     scale, q_len, kv_len, terms_len, columns, heads, group, readers, resident,  # `group` query heads share a key head, of `heads` in all
     score_tables, score_numbers,  # tuples: see `pack`
     starts, stops, stride_ib, stride_ih,  # intervals of keys (crossed: of queries), int32 [.., .., length, PIECES]; strides in entries
@@ -340,7 +335,7 @@ def attention_backward(
     if stands_down(broken):
         return
     i, n, kv_b, kv_h = place_of(order, level, columns, heads, resident, numbers)
-    bufs = rings(q_desc.dtype, q_desc, k_desc, words_desc)
+    bufs = rings(q_desc.dtype, q_desc, k_desc, words_desc, dq_sums)
     bars = barriers()
     descs = (q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, words_desc)
     place = (n, kv_b, kv_h, heads, group, readers, (ranks, i, columns))

@@ -4,7 +4,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from .hopper import tma_load
+from .hopper import cuts_of, tma_load
 from .hopper_backward_plan import (
     ALL,
     BITS,
@@ -13,6 +13,7 @@ from .hopper_backward_plan import (
     CROSSED,
     DETERMINISTIC,
     FIELDS,
+    FOLLOWED,
     FULL,
     MAP_FORM,
     NO_MORE,
@@ -171,21 +172,17 @@ def send_record(bufs, bars, slot, start, tile, state, lead, b, h, rank):
 
 
 @gluon.jit
-def send_bounds(bufs, slot, starts, stops, lead, start, q_len):
-    """Puts the interval of each query of a tile where consumers find it; nothing is kept beyond the last query."""
-    low_s, high_s = bufs[5], bufs[6]
-    VEC: gl.constexpr = gl.BlockedLayout([BLOCK_Q // 32], [32], [1], [0])
-    rows = start + gl.arange(0, BLOCK_Q, VEC)
-    at = lead.to(gl.int64) * q_len + rows
-    if STARTS:
-        low_s.index(slot).store(gl.load(starts + at, mask=rows < q_len, other=0))
-    high_s.index(slot).store(gl.load(stops + at, mask=rows < q_len, other=0))
+def send_cuts(bufs, slot, starts, stops, lead, start, q_len, keys):
+    """Puts which keys of the column each query of a tile keeps where consumers find it."""
+    kv0, kv_len = keys
+    at = lead.to(gl.int64) * q_len + start
+    bufs[5].index(slot).store(cuts_of(starts + at, stops + at, q_len - start, kv0, kv_len, BLOCK_Q, BLOCK_KV, STARTS))
 
 
 @gluon.jit
 def expect_queries(descs, bufs, bars, slot, state, pattern):
     """Says how many bytes will come with the queries of a slot; for a tile that is masked by bits these come too."""
-    q_full, words_s = bars[1], bufs[10]
+    q_full, words_s = bars[1], bufs[9]
     TILE: gl.constexpr = BLOCK_Q * PADDED_DIM * 2
     LINES: gl.constexpr = BLOCK_KV * BLOCK_Q // 32 // 256
     if BITS:
@@ -199,7 +196,7 @@ def expect_queries(descs, bufs, bars, slot, state, pattern):
 
 
 @gluon.jit
-def send_rows(descs, bufs, bars, rows_of, it, b, h, head, m, state, lead, rank):
+def send_rows(descs, bufs, bars, rows_of, keys, it, b, h, head, m, state, lead, rank):
     """Fetches block row m of query head h into the slot of step `it`, once it is free."""
     q_desc, do_desc = descs[0], descs[3]
     q_s, do_s, lse_s, shift_s = bufs[0], bufs[1], bufs[2], bufs[3]
@@ -222,7 +219,7 @@ def send_rows(descs, bufs, bars, rows_of, it, b, h, head, m, state, lead, rank):
     lse_s.index(slot).store(lse_tile)
     shift_s.index(slot).store(shift_tile)
     if CROSSED:
-        send_bounds(bufs, slot, starts, stops, lead, start, q_len)
+        send_cuts(bufs, slot, starts, stops, lead, start, q_len, keys)
     send_record(bufs, bars, slot, start, head * (terms_len // BLOCK_Q) + m, state, lead, b, h, rank)
 
 
@@ -230,7 +227,7 @@ def send_rows(descs, bufs, bars, rows_of, it, b, h, head, m, state, lead, rank):
 def produce(descs, bufs, bars, line, rows_of, keys_of, tile_map, sums):
     """Fetches the keys and values once, then what every query head that reads them keeps of the column."""
     k_desc, v_desc = descs[1], descs[2]
-    k_s, v_s = bufs[7], bufs[8]
+    k_s, v_s = bufs[6], bufs[7]
     kv_full, q_empty, do_empty = bars[0], bars[2], bars[4]
     n, kv_b, kv_h, heads, group, readers, ranks = line
     q_len = rows_of[3]
@@ -261,13 +258,13 @@ def produce(descs, bufs, bars, line, rows_of, keys_of, tile_map, sums):
             rank = -1
             if DETERMINISTIC:
                 rank = gl.where(j < steps, rank_of(ranks, b * stride_mb + h * stride_mh, m, q_len), -1)
-            send_rows(descs, bufs, bars, rows_of, it, b, h, b * (heads * group) + h, m, state, lead, rank)
+            send_rows(descs, bufs, bars, rows_of, (n * BLOCK_KV, kv_len), it, b, h, b * (heads * group) + h, m, state, lead, rank)
             it += 1
         last = h + 1 == (kv_h + 1) * group
         b = gl.where(last, b + 1, b)
         h = gl.where(last, kv_h * group, h + 1)
     slot = it % STAGES
-    if DETERMINISTIC:  # who passes turns on may not yet have read the record that was here
+    if FOLLOWED:  # who follows the warpgroups may not yet have read the record that was here
         mbarrier.wait(q_empty.index(slot), ((it // STAGES) & 1) ^ 1)
     mbarrier.wait(do_empty.index(slot), ((it // STAGES) & 1) ^ 1)
     send_record(bufs, bars, slot, 0, 0, NO_MORE, 0, 0, 0, -1)

@@ -38,6 +38,10 @@ NO_MORE = tl.constexpr(2)
 # numbers of patterns that do not exist, for which TMA gives zeros: nothing is kept, or all
 NOTHING = tl.constexpr(1 << 29)
 ALL = tl.constexpr((1 << 29) + 1)
+# TMA adds to dq, from shared memory; else the warpgroups add their registers
+BY_TMA = tl.constexpr(PADDED_DIM.value == 64 and not DETERMINISTIC.value)
+# a warp more reads the records
+FOLLOWED = tl.constexpr(BY_TMA.value or DETERMINISTIC.value)
 # numbers of a record
 FIELDS = tl.constexpr(8 if SCORE.value or DETERMINISTIC.value else 4)
 # the layout of 32 columns of scores, as many as are changed at a time

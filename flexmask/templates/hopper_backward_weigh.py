@@ -3,7 +3,7 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .hopper import LOG2E, in_fours, kept_bits, load_bound, low_bits, spread, spread_bits, to_half
+from .hopper import LOG2E, cut_or, in_fours, kept_bits, kept_or, load_bound, low_bits, spread_bits, to_half
 from .hopper_backward_load import field
 from .hopper_backward_plan import ALL, BITS, BLOCK_Q, CROSSED, PART, PIECES, STARTS, score_column, score_pair, score_row
 
@@ -62,19 +62,21 @@ def mask_tile(p, bufs, slot, keys_of, lead, start, kv0, WG: gl.constexpr, S_LAYO
     if BITS or PIECES > 0:
         FOURS: gl.constexpr = in_fours(p).type.layout
         if BITS:
-            words = bits_of_keys(bufs[10], slot, lead, kv0, keys_of[0], WG, FOURS)
+            words = bits_of_keys(bufs[9], slot, lead, kv0, keys_of[0], WG, FOURS)
         else:
             words = kept_bits(bounds_of_keys(keys_of, lead, kv0, FOURS), start, BLOCK_Q, PIECES, STARTS)
-        p = gl.where(spread(words, 64, BLOCK_Q, S_LAYOUT), p, 0.0)
+        p = kept_or(p, words, "0f00000000")
+    elif CROSSED:
+        p = cut_or(p, bufs[5].index(slot).load(gl.SliceLayout(0, S_LAYOUT)), row_of_keys(WG, S_LAYOUT), "0f00000000")
     else:
-        kv = kv0 + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT))[:, None]
-        if CROSSED:
-            COL: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
-            p = gl.where(kv < bufs[6].index(slot).load(COL)[None, :], p, 0.0)
-            if STARTS:
-                p = gl.where(kv >= bufs[5].index(slot).load(COL)[None, :], p, 0.0)
-        p = gl.where(kv < keys_of[0], p, 0.0)
+        p = gl.where(kv0 + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT))[:, None] < keys_of[0], p, 0.0)
     return p
+
+
+@gluon.jit
+def row_of_keys(WG: gl.constexpr, S_LAYOUT: gl.constexpr):
+    """The place in the block column of each of 64 keys."""
+    return (afresh(gl.to_tensor(WG * 64)) + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT))).to(gl.float32)
 
 
 @gluon.jit
@@ -92,15 +94,13 @@ def side_by_side(left, right, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def crossed_words(bufs, slot, kv_len, kv0, S_LAYOUT: gl.constexpr):
+def crossed_words(bufs, slot, WG: gl.constexpr, S_LAYOUT: gl.constexpr):
     """The words of 64 keys, as `spread` takes them, from the one interval of each query: a bit a pair, added up in each thread."""
     COL: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
-    kv = kv0 + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT))[:, None]
-    keep = kv < gl.minimum(bufs[6].index(slot).load(COL), kv_len)[None, :]
-    if STARTS:
-        keep = keep & (kv >= bufs[5].index(slot).load(COL)[None, :])
+    ones = gl.full([64, BLOCK_Q], 1.0, gl.float32, S_LAYOUT)
+    kept = cut_or(ones, bufs[5].index(slot).load(COL), row_of_keys(WG, S_LAYOUT), "0f00000000")
     place = gl.arange(0, BLOCK_Q, COL)[None, :]
-    bits = gl.where(keep, gl.full([1, 1], 1, gl.int32, S_LAYOUT) << ((place // 8) * 2 + place % 2), 0)
+    bits = gl.where(kept > 0.0, gl.full([1, 1], 1, gl.int32, S_LAYOUT) << ((place // 8) * 2 + place % 2), 0)
     return gl.sum(gl.sum(in_fours(bits), axis=3), axis=1)[:, None, :, None]
 
 
@@ -113,12 +113,12 @@ def kept_words(bufs, slot, keys_of, lead, start, kv0, WG: gl.constexpr, S_LAYOUT
     if PIECES > 0:
         words = kept_bits(bounds_of_keys(keys_of, lead, kv0, FOURS), start, BLOCK_Q, PIECES, STARTS)
     elif CROSSED:
-        words = crossed_words(bufs, slot, keys_of[0], kv0, S_LAYOUT)
+        words = crossed_words(bufs, slot, WG, S_LAYOUT)
     else:
         place = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, FOURS))))[None, None, :, None]
         words = low_bits(keys_of[5] - 2 * place, start, BLOCK_Q)
         if BITS:
-            words = words & bits_of_keys(bufs[10], slot, lead, kv0, keys_of[0], WG, FOURS)
+            words = words & bits_of_keys(bufs[9], slot, lead, kv0, keys_of[0], WG, FOURS)
         else:
             words = words & gl.where(kv0 + gl.arange(0, 64, ROW) < keys_of[0], -1, 0)[:, None, None, None]
     return words
@@ -165,8 +165,8 @@ def weigh_part(s, words, lse_s, start, mods, ahead, FIRST: gl.constexpr, DTYPE: 
     # a score mod may give a number for all pairs of a query or a key
     height = gl.full([64, 32], 0.0, gl.float32, PART) + changed * LOG2E
     p = gl.exp2(height - lse_s.slice(FIRST, 32).load(COL)[None, :])
-    keep = spread(words >> (FIRST // 4), 64, 32, PART)
-    return to_half(gl.where(keep, p, 0.0), DTYPE), gl.where(keep, p * slope, 0.0)
+    kept = words >> (FIRST // 4)
+    return to_half(kept_or(p, kept, "0f00000000"), DTYPE), kept_or(p * slope, kept, "0f00000000")
 
 
 @gluon.jit

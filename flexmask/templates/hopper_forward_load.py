@@ -6,7 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from .hopper import find_turn, long_lines, tma_load
+from .hopper import cuts_of, find_turn, long_lines, tma_load
 from .hopper_forward_plan import (
     ALL,
     BITS,
@@ -165,16 +165,12 @@ def publish(records, full, empty, number, m, b, h, first, part_at, part, full_at
 
 @gluon.jit
 def load_cuts(cuts, cut, b, h, tile, m):
-    """The rows of this tile that keep each key of a tile of keys: the first one, and 65536 times the one after the last."""
+    """Which rows of this tile keep each key of a tile of keys."""
     column_starts, column_stops, stride_cb, stride_ch, kv_len = cut
-    key = tile * BLOCK_KV + gl.arange(0, BLOCK_KV, gl.BlockedLayout([BLOCK_KV // 32], [32], [1], [0]))
+    key = tile * BLOCK_KV
     at = b.to(gl.int64) * stride_cb + h.to(gl.int64) * stride_ch + key
-    stop = gl.load(column_stops + at, mask=key < kv_len, other=0) - m * BLOCK_Q
-    word = gl.minimum(gl.maximum(stop, 0), BLOCK_Q) << 16
-    if STARTS:
-        start = gl.load(column_starts + at, mask=key < kv_len, other=0) - m * BLOCK_Q
-        word = word | gl.minimum(gl.maximum(start, 0), BLOCK_Q)
-    cuts.store(word)
+    base = m * BLOCK_Q
+    cuts.store(cuts_of(column_starts + at, column_stops + at, kv_len - key, base, base + BLOCK_Q, BLOCK_KV, BLOCK_Q, STARTS))
 
 
 @gluon.jit

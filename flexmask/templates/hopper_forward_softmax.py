@@ -4,7 +4,7 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .hopper import INFINITY, LOG2E, in_fours, kept_bits, load_bound, load_words, low_bits, spread, spread_bits
+from .hopper import INFINITY, LOG2E, cut_or, in_fours, kept_bits, kept_or, load_bound, load_words, low_bits, spread_bits
 from .hopper_forward_plan import (
     ALL,
     BITS,
@@ -79,18 +79,14 @@ def first_bits(bits, pattern, tile, kv_len):
 def masked_scores(s, bounds, cuts, tile, kv_len, W: gl.constexpr):
     """Scores with -inf where they are not kept; of a kernel that reads bits, `bounds` are the words."""
     if BITS:
-        keep = spread(bounds, ROWS, BLOCK_KV, SCORES)
+        s = kept_or(s, bounds, "0fFF800000")
     elif CROSSED:
-        word = cuts.load(BY_KEY)[None, :]
-        row = (W * ROWS + gl.arange(0, ROWS, BY_ROW))[:, None]
-        keep = row < (word >> 16)
-        if STARTS:
-            keep = keep & (row >= (word & 0xFFFF))
+        s = cut_or(s, cuts.load(BY_KEY), (W * ROWS + gl.arange(0, ROWS, BY_ROW)).to(gl.float32), "0fFF800000")
     elif PIECES > 0:
-        keep = spread(kept_bits(bounds, tile * BLOCK_KV, BLOCK_KV, PIECES, STARTS), ROWS, BLOCK_KV, SCORES)
+        s = kept_or(s, kept_bits(bounds, tile * BLOCK_KV, BLOCK_KV, PIECES, STARTS), "0fFF800000")
     else:
-        keep = (tile * BLOCK_KV + gl.arange(0, BLOCK_KV, BY_KEY))[None, :] < kv_len
-    return gl.where(keep, s, -INFINITY)
+        s = gl.where((tile * BLOCK_KV + gl.arange(0, BLOCK_KV, BY_KEY))[None, :] < kv_len, s, -INFINITY)
+    return s
 
 
 @gluon.jit

@@ -14,8 +14,6 @@ import hopper_backward_cases as cases
 import hopper_on_cpu as cpu
 import torch
 
-ADDING = threading.Lock()
-
 
 def part_of(shared: cpu.Shared, start: int, length: int, dim: int = 0) -> cpu.Shared:
     return cpu.Shared(shared.data.narrow(dim, start, length))
@@ -27,7 +25,7 @@ def add_registers(pointer: cpu.Pointer, x: torch.Tensor) -> None:
     row, column = torch.arange(64)[:, None], torch.arange(64)[None]
     first = (pointer.at // 4).expand(64, 64)[row & ~8, column & ~1]
     assert bool((first % 4 == 0).all()), "an address that is not a multiple of 16 bytes"
-    with ADDING:
+    with cpu.ADDING:
         pointer.memory.index_add_(0, (first + row // 8 % 2 * 2 + column % 2).flatten(), x.flatten())
 
 
@@ -79,8 +77,6 @@ def loaded(case: cases.Case, change: tuple[str, str] = ("", "")) -> Any:
     """The generated module, with its Gluon kernel run here; after a change of its text."""
     cpu.Shared.slice = part_of  # type: ignore[attr-defined]
     cpu.gl.shared_memory_descriptor = SimpleNamespace(reinterpret=lambda x, dtype, shape, layout: cpu.Shared(x.data.view(*shape)))
-    cpu.gl.split = lambda x: (x[..., 0], x[..., 1])
-    cpu.gl.join = lambda x, y: torch.stack([x, y], -1)
     cpu.gl.permute = lambda x, order: x.permute(order)
     cpu.gl.div_rn = lambda x, y: x / y
     cpu.gl.allocate_shared_memory = allocate
@@ -119,14 +115,14 @@ MISTAKES = {
     "a score of another head": ("slopes", ("h = field(record, 5, REC)", "h = field(record, 4, REC)")),
     "a score of other queries": ("slopes", ("(start + FIRST + gl", "(start + gl")),
     "a score of other keys": ("bias by key", ("afresh(kv0) + gl.arange(0, 64, gl.SliceLayout(1, PART))", "gl.arange(0, 64, None)")),
-    "a derivative that is left out": ("head gate", ("p * slope, 0.0)", "p, 0.0)")),
+    "a derivative that is left out": ("head gate", ("kept_or(p * slope", "kept_or(p")),
     "a mask of other columns": ("soft-cap", ("words >> (FIRST // 4)", "words")),
-    "a slope that is not masked": ("a slope without end where nothing is kept", ("gl.where(keep, p * slope, 0.0)", "p * slope")),
+    "a slope that is not masked": ("a slope without end where nothing is kept", ('kept_or(p * slope, kept, "0f00000000")', "p * slope")),
     "queries beyond the last in a FULL tile": ("no number after the last query", ("full & ((m + 1) * BLOCK_Q <= q_len)", "full")),
     "values of other queries": ("gates of queries", ("q_idx = field(record, 0, REC) + gl", "q_idx = gl")),
     "a rank that counts the column itself": ("deterministic", ("<< (place % 32)) - 1", "<< (place % 32 + 1)) - 1")),
     "a turn that is not passed on": ("deterministic", ("if rank >= 0:", "if rank > 0:")),
-    "a turn passed on before both have added": ("deterministic", ("turn_taken.index(i), count=2)", "turn_taken.index(i), count=1)")),
+    "a turn passed on before both have added": ("deterministic", ("count=2 if DETERMINISTIC else 1", "count=1")),
     "a step without a turn that takes one": (
         "deterministic, a mask for each head",
         ("gl.where(j < steps, rank_of", "gl.where(j <= steps, rank_of"),
@@ -136,7 +132,16 @@ MISTAKES = {
         "deterministic",
         ("mbarrier.wait(q_empty.index(slot), ((it // STAGES) & 1) ^ 1)", "pass"),
     ),
-    "a record that is not held until it is read": ("deterministic", ("count=3 if DETERMINISTIC else 2", "count=2")),
+    "a record that is not held until it is read": ("deterministic", ("count=3 if FOLLOWED else 2", "count=2")),
+    "a share that is left where another has not been read": ("causal, narrow", ("mbarrier.wait(share_empty, (it & 1) ^ 1)", "pass")),
+    "a share that is added before it is there": ("causal, narrow", ("mbarrier.wait(share_full.index(w), it & 1)", "pass")),
+    "a share that gives way before it is read": ("causal, narrow", ("tma.store_wait(0)\n        for w", "pass\n        for w")),
+    "shares in each other's place": ("causal, narrow", ("[line + w * 16, 0]", "[line + 16 - w * 16, 0]")),
+    "a last record that overtakes another, of shares": (
+        "causal, narrow",
+        ("mbarrier.wait(q_empty.index(slot), ((it // STAGES) & 1) ^ 1)", "pass"),
+    ),
+    "cuts of other keys": ("crossed", ("q_len - start, kv0, kv_len", "q_len - start, 0, kv_len")),
     "a column that keeps nothing takes no step": ("a mask for each head, alone", ("(it + steps == 0), 1", "(it + steps == 0), 0")),
 }  # fmt: skip
 

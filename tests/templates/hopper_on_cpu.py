@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import triton
+from hopper_masks_on_cpu import masked, packed
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 PATIENCE = 20.0  # seconds until a wait counts as a hang
@@ -72,6 +73,7 @@ class Program:
     copies: list[threading.Thread]
 
 
+ADDING = threading.Lock()
 HERE = threading.local()
 GRID = [0]
 
@@ -176,6 +178,10 @@ def wait(place: Shared, phase: Any, pred: Any = True) -> None:
 
 
 def asm(text: str, constraints: str, args: list[Any], dtype: Any, is_pure: bool, pack: int) -> Any:
+    if "selp.f32" in text:
+        return masked(text, pack, *args)
+    if text.startswith("cvt") and dtype == torch.int32:
+        return packed(*args)
     if text.startswith("cvt"):
         return args[0].to(dtype)
     if text.startswith("shfl.sync.idx"):
@@ -239,6 +245,20 @@ def tma_store(target: Descriptor, at: list[Any], source: Shared) -> None:
     def leave() -> None:
         be_late()
         part.copy_(source.data[place])
+
+    thread = threading.Thread(target=leave)
+    HERE.leaving.append(thread)
+    thread.start()
+
+
+def tma_add(target: Descriptor, at: list[Any], source: Shared) -> None:
+    """The same for what is added to memory."""
+    part, place = target.parts(at)
+
+    def leave() -> None:
+        be_late(10)  # additions take longer than copies
+        with ADDING:
+            part.add_(source.data[place])
 
     thread = threading.Thread(target=leave)
     HERE.leaving.append(thread)
@@ -349,10 +369,11 @@ gl = SimpleNamespace(
     program_id=lambda axis: number(HERE.program.number), num_programs=lambda axis: GRID[0],
     arange=lambda a, z, layout=None: torch.arange(a, z, dtype=torch.int32), reshape=lambda x, shape: x.reshape(shape),
     full=lambda shape, x, dtype, layout=None: torch.full(tuple(shape), x, dtype=dtype), where=lambda c, a, b: torch.where(number(c), a, b),
-    split=lambda x: (x[..., 0], x[..., 1]),
+    split=lambda x: (x[..., 0], x[..., 1]), join=lambda x, y: torch.stack([x, y], -1),
     sum=lambda x, axis: x.sum(axis, dtype=x.dtype), max=lambda x, axis: x.amax(axis),
     maximum=both(torch.fmax), minimum=both(torch.fmin), abs=torch.abs, exp=torch.exp, exp2=torch.exp2, log=torch.log, log2=torch.log2,
     load=load, store=store, atomic_add=atomic_add, allocate_shared_memory=allocate, inline_asm_elementwise=asm, warp_specialize=specialise,
+    _core=SimpleNamespace(builtin=identity),
     **{name: lambda *_, **__: None for name in LAYOUTS},
     **{name: getattr(torch, "bool" if name == "int1" else name) for name in TYPES},
 )  # fmt: skip
@@ -365,7 +386,7 @@ NAMES = {
     "gl": gl, "gluon": gluon, "mbarrier": mbarrier, "fence_async_shared": lambda: None, "warpgroup_mma": multiply,
     "warpgroup_mma_wait": await_products, "GluonDescriptor": Descriptor, "TensorDescriptor": TensorDescriptor, "torch": torch,
     "triton": triton,
-    "tma": SimpleNamespace(async_load=tma_load, async_store=tma_store, store_wait=store_wait),
+    "tma": SimpleNamespace(async_load=tma_load, async_store=tma_store, async_atomic_add=tma_add, store_wait=store_wait),
 }  # fmt: skip
 
 

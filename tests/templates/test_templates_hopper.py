@@ -69,6 +69,8 @@ MISTAKES = {
         "load_cuts(cut_ring.index(slot), cut, b, h, tile, m)",
         "load_cuts(cut_ring.index(slot), cut, b, h, tile, m + 1)",
     ),
+    "cuts that begin with the first row": ("gl.minimum(gl.maximum(start - base, 0), BLOCK)", "start * 0"),
+    "cuts of one column for two": ("last, LENGTH, 1, BLOCK, STARTS)", "last, LENGTH, 0, BLOCK, STARTS)"),
     "a queue that is not reset": ("if taken == tiles - 1:", "if taken == tiles:"),
     "apart, long lines that are forgotten on the way": ("turn, turns, call, tile_map\n", "turn, (0, 0), call, tile_map\n"),
     "apart, a long line that comes twice": ("gl.where(is_last, long, 0) + rest", "rest"),
@@ -116,10 +118,10 @@ def compiled(request):
 @pytest.mark.parametrize("case", COMPILED)
 def test_registers_are_not_spilled(compiled, case):
     """But for a few that some compilers put aside: where a score mod reads a table by key, round the loops of narrow warpgroups and
-    of kernels that read bits, and where the output of a wide head leaves few registers."""
+    of kernels that read bits, in their PARTIAL tiles beside a score mod, and where the output of a wide head leaves few registers."""
     wide = plan_of(hopper_compiled.CASES[case]).wide
-    assert compiled[case]["loop_spills"] <= (40 if "gate" in case else 4 if wide else 0)
-    few = {"gate": 160, "192/128, gate": 180, "256, gate": 140, "three warpgroups": 64}
+    assert compiled[case]["loop_spills"] <= (40 if "gate" in case else 80 if "bits, score" in case else 4 if wide else 0)
+    few = {"gate": 160, "bits, score": 220, "256, bits, score": 140, "192/128, gate": 180, "256, gate": 140, "three warpgroups": 64}
     assert compiled[case]["spills"] <= few.get(case, 100 if wide else 40)
 
 
