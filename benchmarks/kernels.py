@@ -116,7 +116,7 @@ def work(given: argparse.Namespace, path: Path) -> int:
     contestants, missing = wanted(given)
     options = {name: getattr(given, name) for name in TELLING}
     record.more |= {"versions": versions() | ({"commit": given.commit} if given.commit else {}), "options": options, "missing": missing}
-    print(versions(), *[f"not installed: {label}: {why}" for label, why in missing.items()], sep="\n", flush=True)
+    print(record.more["versions"], *[f"not installed: {label}: {why}" for label, why in missing.items()], sep="\n", flush=True)
     to_do = [case for case in grid(given) if not record.has(case)]
     for number, case in enumerate(to_do):
         if given.deadline and time.time() > given.deadline:
