@@ -29,6 +29,8 @@ RUNS = tl.constexpr("always")
 SCORE = tl.constexpr(False)
 # columns add to dq one after the other, in the same order at every run
 DETERMINISTIC = tl.constexpr(False)
+# TMA adds to dq, from shared memory; else the warpgroups add their registers
+BY_TMA = tl.constexpr(False)
 # ---- kernel
 
 # what a record says of its block row
@@ -38,8 +40,6 @@ NO_MORE = tl.constexpr(2)
 # numbers of patterns that do not exist, for which TMA gives zeros: nothing is kept, or all
 NOTHING = tl.constexpr(1 << 29)
 ALL = tl.constexpr((1 << 29) + 1)
-# TMA adds to dq, from shared memory; else the warpgroups add their registers
-BY_TMA = tl.constexpr(PADDED_DIM.value == 64 and not DETERMINISTIC.value)
 # a warp more reads the records
 FOLLOWED = tl.constexpr(BY_TMA.value or DETERMINISTIC.value)
 # numbers of a record
