@@ -53,8 +53,9 @@ def test_candidates_are_a_few_plans_that_differ_in_sizes_alone_and_fit():
 
 
 def test_nearly_every_kernel_has_some():
+    """But for those whose shared memory is full."""
     without_any = {entry_key(plan, False)[:4] for plan in PLANS if not candidates(plan)}
-    assert all(dtype == "float32" and dim == 256 for _, _, dtype, dim in without_any)
+    assert without_any == {("triton", "dq", "float32", 256), ("triton", "dkdv", "float32", 256), ("hopper", "fused", "bfloat16", 64)}
 
 
 def test_those_for_128_are_the_tiles_that_were_measured():
