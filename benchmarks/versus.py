@@ -5,7 +5,7 @@
 Versions are commits, or folders that hold a package `flexmask` ("." is the working tree); the first is what the others are compared with.
 Each runs in a process of its own, with the benchmarks of the working tree; they take turns, so that all find the GPU equally hot. For each
 case: the errors of out and gradients against the float64 reference, milliseconds (the best of the rounds' medians), and in brackets how
-many times as fast as the first. With `--load` each then runs for so long without a pause, and the mean time, clock and power are told:
+many times as fast as the first. With `--load` each then runs for so long, and the mean time, clock and power are told:
 where power is at its limit, a kernel is as fast as it is thrifty. (That needs the package nvidia-ml-py.)
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -49,8 +50,7 @@ class Worker:
 
     def prepare(self, **case: Any) -> Answer:
         """Compiles, and says how far out and gradients are from the reference."""
-        self.entry = None
-        torch.manual_seed(0)
+        self.entry = None  # gives its memory back
         asked = Case(**case)
         given, dout = inputs(asked, self.settings)
         mask = build(asked, self.settings.device)
@@ -66,15 +66,15 @@ class Worker:
         return {"ms": bench(self._run(part), self.settings.device, self.settings.run_ms, self.settings.least)}
 
     def load(self, part: str, seconds: float) -> Answer:
-        """What a load that lasts comes to; clock and power are looked at between runs of some 20 ms."""
+        """What a load that lasts comes to; clock and power are looked at after calls of some 20 ms."""
         run, looks, calls = self._run(part), [], 0
+        at_once = max(1, round(20 / self.time(part)["ms"]))
         begun = time.perf_counter()
         while (passed := time.perf_counter() - begun) < seconds:
-            until = time.perf_counter() + 0.02
-            while time.perf_counter() < until:
+            for _ in range(at_once):
                 run()
-                torch.cuda.synchronize()
-                calls += 1
+            torch.cuda.synchronize()
+            calls += at_once
             looks.append((torch.cuda.clock_rate(), torch.cuda.power_draw() / 1000))
         late = looks[len(looks) // 3 :]  # the clock takes a while to fall
         mhz, watts = (sum(look[i] for look in late) / len(late) for i in range(2))
@@ -148,9 +148,12 @@ def compare(versions: Sequence[Version], case: Case, parts: Sequence[str], round
         for number in range(rounds):
             for version in sound[:: 1 if number % 2 == 0 else -1]:
                 version.ask("time", part=part)
-                best[version] = min(best.get(version, float("inf")), version.answer().get("ms", float("inf")))
+                found = version.answer()
+                if "failed" in found:
+                    lines.append(f"{case.name}: {version.name} failed: {found['failed']}")
+                best[version] = min(best.get(version, math.inf), found.get("ms", math.inf))
         told = [f"{v.name} {ms:.3f} ms ({best[sound[0]] / ms:.3f}, error {errors[v][part]:.1e})" for v, ms in best.items()]
-        lines.append(f"{part:8s} {case.name}: " + "  ".join(told))
+        lines.append(f"{part:8s} {case.name}: " + ("  ".join(told) or "no version runs it"))
         lines += [loaded(version, part, seconds) for version in sound if seconds]
     return lines
 

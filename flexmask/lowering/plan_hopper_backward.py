@@ -107,7 +107,8 @@ class HopperBackwardPlan:
         item, dim = ITEM_BYTES[self.dtype], self.padded_dim
         slot = self.block_q * (2 * dim * item + (12 if self.crossed else 8)) + 16
         slot += self.block_q * self.block_kv // 8 * self.bits
-        return self.stages * slot + self.block_kv * (2 * dim * item + 2 * self.block_q * item) + 32768 * self.adds_by_tma
+        shares = 2 * 64 * 64 * 4 * self.adds_by_tma
+        return self.stages * slot + self.block_kv * (2 * dim * item + 2 * self.block_q * item) + shares
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

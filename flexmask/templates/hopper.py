@@ -18,6 +18,9 @@ join = getattr(gl, "barrier", None) or gl.thread_barrier
 LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
 INFINITY = gl.constexpr(float("inf"))
+# minus infinity and zero, as PTX writes them
+LOWEST = gl.constexpr("0fFF800000")
+ZERO = gl.constexpr("0f00000000")
 LEVELS = gl.constexpr(9)  # as many as `lists.order_lines` has
 
 

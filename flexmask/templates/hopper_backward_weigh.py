@@ -3,7 +3,7 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .hopper import LOG2E, cut_or, in_fours, kept_bits, kept_or, load_bound, low_bits, spread_bits, to_half
+from .hopper import LOG2E, ZERO, cut_or, in_fours, kept_bits, kept_or, load_bound, low_bits, spread_bits, to_half
 from .hopper_backward_load import field
 from .hopper_backward_plan import ALL, BITS, BLOCK_Q, CROSSED, PART, PIECES, STARTS, score_column, score_pair, score_row
 
@@ -46,7 +46,7 @@ def afresh(x):
 
 @gluon.jit
 def bits_of_keys(words_s, slot, pattern, kv0, kv_len, WG: gl.constexpr, FOURS: gl.constexpr):
-    """The words of 64 keys as `spread` takes them; of a FULL tile those of all keys that exist."""
+    """The words of 64 keys as `kept_or` takes them; of a FULL tile those of all keys that exist."""
     FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     ROW: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, FOURS)))
     words = reinterpret(words_s.index(afresh(slot)), gl.int32, [2, 64, BLOCK_Q // 32], FLAT).index(WG)
@@ -65,9 +65,9 @@ def mask_tile(p, bufs, slot, keys_of, lead, start, kv0, WG: gl.constexpr, S_LAYO
             words = bits_of_keys(bufs[9], slot, lead, kv0, keys_of[0], WG, FOURS)
         else:
             words = kept_bits(bounds_of_keys(keys_of, lead, kv0, FOURS), start, BLOCK_Q, PIECES, STARTS)
-        p = kept_or(p, words, "0f00000000")
+        p = kept_or(p, words, ZERO)
     elif CROSSED:
-        p = cut_or(p, bufs[5].index(slot).load(gl.SliceLayout(0, S_LAYOUT)), row_of_keys(WG, S_LAYOUT), "0f00000000")
+        p = cut_or(p, bufs[5].index(slot).load(gl.SliceLayout(0, S_LAYOUT)), row_of_keys(WG, S_LAYOUT), ZERO)
     else:
         p = gl.where(kv0 + gl.arange(0, 64, gl.SliceLayout(1, S_LAYOUT))[:, None] < keys_of[0], p, 0.0)
     return p
@@ -95,10 +95,10 @@ def side_by_side(left, right, LAYOUT: gl.constexpr):
 
 @gluon.jit
 def crossed_words(bufs, slot, WG: gl.constexpr, S_LAYOUT: gl.constexpr):
-    """The words of 64 keys, as `spread` takes them, from the one interval of each query: a bit a pair, added up in each thread."""
+    """The words of 64 keys, as `kept_or` takes them, from the one interval of each query: a bit a pair, added up in each thread."""
     COL: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
     ones = gl.full([64, BLOCK_Q], 1.0, gl.float32, S_LAYOUT)
-    kept = cut_or(ones, bufs[5].index(slot).load(COL), row_of_keys(WG, S_LAYOUT), "0f00000000")
+    kept = cut_or(ones, bufs[5].index(slot).load(COL), row_of_keys(WG, S_LAYOUT), ZERO)
     place = gl.arange(0, BLOCK_Q, COL)[None, :]
     bits = gl.where(kept > 0.0, gl.full([1, 1], 1, gl.int32, S_LAYOUT) << ((place // 8) * 2 + place % 2), 0)
     return gl.sum(gl.sum(in_fours(bits), axis=3), axis=1)[:, None, :, None]
@@ -106,7 +106,7 @@ def crossed_words(bufs, slot, WG: gl.constexpr, S_LAYOUT: gl.constexpr):
 
 @gluon.jit
 def kept_words(bufs, slot, keys_of, lead, start, kv0, WG: gl.constexpr, S_LAYOUT: gl.constexpr):
-    """Which pairs of a PARTIAL tile are kept and exist, in words of 64 keys as `spread` takes them."""
+    """Which pairs of a PARTIAL tile are kept and exist, in words of 64 keys as `kept_or` takes them."""
     kv0 = afresh(kv0)
     FOURS: gl.constexpr = in_fours(gl.full([64, BLOCK_Q], 0, gl.int32, S_LAYOUT)).type.layout
     ROW: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, FOURS)))
@@ -166,7 +166,7 @@ def weigh_part(s, words, lse_s, start, mods, ahead, FIRST: gl.constexpr, DTYPE: 
     height = gl.full([64, 32], 0.0, gl.float32, PART) + changed * LOG2E
     p = gl.exp2(height - lse_s.slice(FIRST, 32).load(COL)[None, :])
     kept = words >> (FIRST // 4)
-    return to_half(kept_or(p, kept, "0f00000000"), DTYPE), kept_or(p * slope, kept, "0f00000000")
+    return to_half(kept_or(p, kept, ZERO), DTYPE), kept_or(p * slope, kept, ZERO)
 
 
 @gluon.jit

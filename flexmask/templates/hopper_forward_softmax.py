@@ -4,7 +4,7 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .hopper import INFINITY, LOG2E, cut_or, in_fours, kept_bits, kept_or, load_bound, load_words, low_bits, spread_bits
+from .hopper import INFINITY, LOG2E, LOWEST, cut_or, in_fours, kept_bits, kept_or, load_bound, load_words, low_bits, spread_bits
 from .hopper_forward_plan import (
     ALL,
     BITS,
@@ -79,11 +79,11 @@ def first_bits(bits, pattern, tile, kv_len):
 def masked_scores(s, bounds, cuts, tile, kv_len, W: gl.constexpr):
     """Scores with -inf where they are not kept; of a kernel that reads bits, `bounds` are the words."""
     if BITS:
-        s = kept_or(s, bounds, "0fFF800000")
+        s = kept_or(s, bounds, LOWEST)
     elif CROSSED:
-        s = cut_or(s, cuts.load(BY_KEY), (W * ROWS + gl.arange(0, ROWS, BY_ROW)).to(gl.float32), "0fFF800000")
+        s = cut_or(s, cuts.load(BY_KEY), (W * ROWS + gl.arange(0, ROWS, BY_ROW)).to(gl.float32), LOWEST)
     elif PIECES > 0:
-        s = kept_or(s, kept_bits(bounds, tile * BLOCK_KV, BLOCK_KV, PIECES, STARTS), "0fFF800000")
+        s = kept_or(s, kept_bits(bounds, tile * BLOCK_KV, BLOCK_KV, PIECES, STARTS), LOWEST)
     else:
         s = gl.where((tile * BLOCK_KV + gl.arange(0, BLOCK_KV, BY_KEY))[None, :] < kv_len, s, -INFINITY)
     return s

@@ -117,7 +117,7 @@ MISTAKES = {
     "a score of other keys": ("bias by key", ("afresh(kv0) + gl.arange(0, 64, gl.SliceLayout(1, PART))", "gl.arange(0, 64, None)")),
     "a derivative that is left out": ("head gate", ("kept_or(p * slope", "kept_or(p")),
     "a mask of other columns": ("soft-cap", ("words >> (FIRST // 4)", "words")),
-    "a slope that is not masked": ("a slope without end where nothing is kept", ('kept_or(p * slope, kept, "0f00000000")', "p * slope")),
+    "a slope that is not masked": ("a slope without end where nothing is kept", ("kept_or(p * slope, kept, ZERO)", "p * slope")),
     "queries beyond the last in a FULL tile": ("no number after the last query", ("full & ((m + 1) * BLOCK_Q <= q_len)", "full")),
     "values of other queries": ("gates of queries", ("q_idx = field(record, 0, REC) + gl", "q_idx = gl")),
     "a rank that counts the column itself": ("deterministic", ("<< (place % 32)) - 1", "<< (place % 32 + 1)) - 1")),

@@ -238,31 +238,27 @@ def tma_load(source: Descriptor, at: list[Any], full: Shared, target: Shared) ->
     thread.start()
 
 
-def tma_store(target: Descriptor, at: list[Any], source: Shared) -> None:
-    """Leaves after a while, or when it is waited for."""
-    part, place = target.parts(at)
+def leave(source: Shared, place: tuple[slice, ...], bring: Callable[[torch.Tensor], Any], times: int) -> None:
+    """What is in shared memory after a while, or when it is waited for, goes there."""
 
-    def leave() -> None:
-        be_late()
-        part.copy_(source.data[place])
+    def later() -> None:
+        be_late(times)
+        with ADDING:
+            bring(source.data[place])
 
-    thread = threading.Thread(target=leave)
+    thread = threading.Thread(target=later)
     HERE.leaving.append(thread)
     thread.start()
+
+
+def tma_store(target: Descriptor, at: list[Any], source: Shared) -> None:
+    part, place = target.parts(at)
+    leave(source, place, part.copy_, 1)
 
 
 def tma_add(target: Descriptor, at: list[Any], source: Shared) -> None:
-    """The same for what is added to memory."""
     part, place = target.parts(at)
-
-    def leave() -> None:
-        be_late(10)  # additions take longer than copies
-        with ADDING:
-            part.add_(source.data[place])
-
-    thread = threading.Thread(target=leave)
-    HERE.leaving.append(thread)
-    thread.start()
+    leave(source, place, part.add_, 10)  # takes longer than a copy
 
 
 def store_wait(pending: int) -> None:

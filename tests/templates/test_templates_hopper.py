@@ -116,12 +116,21 @@ def compiled(request):
 
 
 @pytest.mark.parametrize("case", COMPILED)
-def test_registers_are_not_spilled(compiled, case):
+def test_registers_are_not_spilled(compiled, case, request):
     """But for a few that some compilers put aside: where a score mod reads a table by key, round the loops of narrow warpgroups and
-    of kernels that read bits, in their PARTIAL tiles beside a score mod, and where the output of a wide head leaves few registers."""
-    wide = plan_of(hopper_compiled.CASES[case]).wide
-    assert compiled[case]["loop_spills"] <= (40 if "gate" in case else 80 if "bits, score" in case else 4 if wide else 0)
-    few = {"gate": 160, "bits, score": 220, "256, bits, score": 140, "192/128, gate": 180, "256, gate": 140, "three warpgroups": 64}
+    of kernels that read bits, and where the output of a wide head leaves few registers. A newer one also puts some aside where PARTIAL
+    tiles read bits beside a score mod."""
+    wide, newer = plan_of(hopper_compiled.CASES[case]).wide, request.node.callspec.params["compiled"] != ""
+    in_loops = 40 if "gate" in case else 80 if "bits, score" in case and newer else 4 if wide else 0
+    assert compiled[case]["loop_spills"] <= in_loops
+    few = {
+        "gate": 160,
+        "bits, score": 220 if newer else 40,
+        "256, bits, score": 140 if newer else 100,
+        "192/128, gate": 180,
+        "256, gate": 140,
+        "three warpgroups": 64,
+    }
     assert compiled[case]["spills"] <= few.get(case, 100 if wide else 40)
 
 
