@@ -96,18 +96,13 @@ class HopperBackwardPlan:
     def padded_v_dim(self) -> int:
         return padded_dim(self.v_head_dim)
 
-    @property
-    def adds_by_tma(self) -> bool:
-        """Whether shares of dq are added by TMA; else from registers, which is faster at head dim 128."""
-        return self.padded_dim == 64 and not self.deterministic
-
     def shared_bytes(self) -> int:
         """Estimate of shared memory: a ring of queries and dout with their numbers (and cuts or bits), keys and values, two turns of
-        ds, and two shares of dq where TMA adds them."""
+        ds, and two shares of dq where columns do not take turns."""
         item, dim = ITEM_BYTES[self.dtype], self.padded_dim
         slot = self.block_q * (2 * dim * item + (12 if self.crossed else 8)) + 16
         slot += self.block_q * self.block_kv // 8 * self.bits
-        shares = 2 * 64 * 64 * 4 * self.adds_by_tma
+        shares = 2 * 64 * 64 * 4 * (not self.deterministic)
         return self.stages * slot + self.block_kv * (2 * dim * item + 2 * self.block_q * item) + shares
 
     def to_json(self) -> str:

@@ -66,6 +66,6 @@ def _constants(text: str, plan: HopperBackwardPlan) -> str:
         "BLOCK_Q": plan.block_q, "BLOCK_KV": plan.block_kv, "STAGES": plan.stages, "CONSUMER_REGISTERS": plan.consumer_registers,
         "PRODUCER_REGISTERS": plan.producer_registers, "MAP_FORM": plan.map_form, "PIECES": plan.pieces, "CROSSED": plan.crossed,
         "BITS": plan.bits, "STARTS": plan.starts, "RUNS": plan.runs, "SCORE": plan.score,
-        "DETERMINISTIC": plan.deterministic, "BY_TMA": plan.adds_by_tma,
+        "DETERMINISTIC": plan.deterministic,
     }  # fmt: skip
     return _fill(text, values)

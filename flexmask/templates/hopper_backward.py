@@ -1,12 +1,13 @@
 """Backward attention on Hopper GPUs, in Gluon: all three gradients in one kernel, one program a block column of BLOCK_KV keys.
 
 Two warpgroups hold the dk and dv of 64 keys each; one warp more fetches, by TMA into a ring of STAGES slots, the block rows of queries and
-of dout that the column keeps, with their two numbers from `row_terms`. For each of them a warpgroup computes, keys down and queries across,
+of dout that the column keeps, with their two numbers from `row_terms`; one barrier says that all of a slot is there. For each of them a
+warpgroup computes, keys down and queries across,
     s = k q^T, p = exp2(s - lse), dp = v dout^T - delta, ds = p * dp, dv += p dout, dk += ds q
 (a score mod changes s, and ds by its derivative, which p is multiplied by as soon as its copy for dv is made)
-with p and ds as operands in registers, hands its ds to the other through shared memory, and computes its half of dq = ds^T k. That is
-added to a float32 buffer (`hopper_backward_add`), which lies in the order of the registers, and `gather_queries` reads
-it back as rows. So runs may differ in the last bits of dq, but for DETERMINISTIC kernels, where columns wait for their turn to add
+with p and ds as operands in registers, hands its ds to the other through shared memory, and computes its half of dq = ds^T k. Another warp
+adds that to a float32 buffer (`hopper_backward_add`), which lies in the order of the registers, and `gather_queries` reads it back as rows.
+So runs may differ in the last bits of dq, but for DETERMINISTIC kernels, where columns wait for their turn to add
 (`hopper_backward_turns`).
 
 Whoever fetches (`hopper_backward_load`) walks the map and leaves a record beside each block row: where it begins, which tile of the buffer
@@ -25,18 +26,16 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from .backward import is_idle
 from .hopper import LOG2E, find_turn, in_fours, join, long_lines, meet, tma_store, to_half
-from .hopper_backward_add import add_dq, add_shares, hand_over
+from .hopper_backward_add import add_dq, add_shares, await_last, hand_over
 from .hopper_backward_load import draw_number, field, produce
 from .hopper_backward_plan import (
     BITS,
     BLOCK_KV,
     BLOCK_Q,
-    BY_TMA,
     CONSUMER_REGISTERS,
     CROSSED,
     DETERMINISTIC,
     FIELDS,
-    FOLLOWED,
     HEAD_DIM,
     MAP_FORM,
     NO_MORE,
@@ -83,7 +82,9 @@ def issue_dq(ds_s, ds_slot, k_s, WG: gl.constexpr, DQ_LAYOUT: gl.constexpr):
 @gluon.jit
 def begin_weights(shift_s, slot, S_LAYOUT: gl.constexpr):
     """What dp begins with, so that delta needs no registers later."""
-    return gl.full([64, BLOCK_Q], 0.0, gl.float32, S_LAYOUT) + shift_s.index(slot).load(gl.SliceLayout(0, S_LAYOUT))[None, :]
+    shift = shift_s.index(slot).load(gl.SliceLayout(0, S_LAYOUT))
+    begun, _ = gl.broadcast(shift[None, :], gl.full([64, BLOCK_Q], 0.0, gl.float32, S_LAYOUT))
+    return begun
 
 
 @gluon.jit
@@ -98,19 +99,16 @@ def take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, mods, keys_of, 
               S_LAYOUT: gl.constexpr, A_LAYOUT: gl.constexpr, DQ_LAYOUT: gl.constexpr):  # fmt: skip
     """One block row's share of dk (but for the scale) and dv, and this column's share of the block row's dq (likewise)."""
     q_s, do_s, lse_s, shift_s, rec_s, _, k_s, _, ds_s, _, _ = bufs
-    _, q_full, q_empty, do_full, do_empty, _, turn_come, turn_taken = bars
+    _, _, empty, turn_come, turn_taken = bars
     COL: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
     REC: gl.constexpr = gl.BlockedLayout([FIELDS], [32], [4], [0])
     slot = it % STAGES
-    phase = (it // STAGES) & 1
     if SCORE:
         ahead = look_ahead(rec_s.index(slot).load(REC), mods, kv0, REC)
     EARLY: gl.constexpr = CROSSED or PIECES > 1  # for these it pays to have both products in flight; else the wait was shorter
     if EARLY:
         shift = apart(begin_weights(shift_s, slot, S_LAYOUT))
-    mbarrier.wait(q_full.index(slot), phase)
     s_sent = issue_scores(k_w, q_s, slot, S_LAYOUT)
-    mbarrier.wait(do_full.index(slot), phase)
     if not EARLY:
         shift = begin_weights(shift_s, slot, S_LAYOUT)
     do_w = do_s.index(slot).reshape([BLOCK_Q, PADDED_DIM])
@@ -144,18 +142,15 @@ def take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, mods, keys_of, 
     dq_sent = issue_dq(ds_s, ds_slot, k_s, WG, DQ_LAYOUT)
     dk_sent = warpgroup_mma(gl.convert_layout(ds, A_LAYOUT), q_s.index(slot).reshape([BLOCK_Q, PADDED_DIM]), dk, is_async=True)
     dv, dq = warpgroup_mma_wait(1, deps=[dv_sent, dq_sent])
-    mbarrier.arrive(do_empty.index(slot))
     if DETERMINISTIC:
-        mbarrier.wait(turn_come.index(slot), phase)
-    if BY_TMA:
-        hand_over(dq, it, bufs, bars, WG)
-    else:
+        mbarrier.wait(turn_come.index(slot), (it // STAGES) & 1)
         add_dq(dq, tile, sums, WG)
-    if DETERMINISTIC:
         join()
         mbarrier.arrive(turn_taken.index(slot))
+    else:
+        hand_over(dq, bufs[10].index(WG), WG)
     dk = warpgroup_mma_wait(0, deps=[dk_sent])
-    mbarrier.arrive(q_empty.index(slot))
+    mbarrier.arrive(empty.index(slot))
     return dk, dv
 
 
@@ -164,7 +159,7 @@ def consume(WG: gl.constexpr, descs, bufs, bars, place, rows_of, keys_of, tile_m
     """The dk and dv of 64 keys: steps until a record says that there are no more."""
     dk_desc, dv_desc = descs[4], descs[5]
     rec_s, k_s, v_s = bufs[4], bufs[6], bufs[7]
-    kv_full, ld_full = bars[0], bars[5]
+    kv_full, full = bars[0], bars[1]
     n, kv_b, kv_h = place[0], place[1], place[2]
     dq_sums, _, scale_log2, scale, score_tables, score_numbers = sums
     mods = (score_tables, score_numbers, scale)
@@ -179,14 +174,16 @@ def consume(WG: gl.constexpr, descs, bufs, bars, place, rows_of, keys_of, tile_m
     dv = gl.full([64, PADDED_DIM], 0.0, gl.float32, ACC)
     dk = gl.full([64, PADDED_DIM], 0.0, gl.float32, ACC)
     mbarrier.wait(kv_full, 0)
-    mbarrier.wait(ld_full.index(0), 0)
+    mbarrier.wait(full.index(0), 0)
     it = 0
     going = 1
     while going > 0:
         dk, dv = take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, mods, keys_of, dq_sums, WG, S_LAYOUT, A_LAYOUT, DQ_LAYOUT)
         it += 1
-        mbarrier.wait(ld_full.index(it % STAGES), (it // STAGES) & 1)
+        mbarrier.wait(full.index(it % STAGES), (it // STAGES) & 1)
         going = NO_MORE - field(rec_s.index(it % STAGES).load(REC), 2, REC)
+    if not DETERMINISTIC:
+        await_last(WG)
     meet(8, 256)  # nobody reads the keys any more: their room takes dk, that of the values dv
     v_w.store(to_half(dv, k_s.dtype))
     k_w.store(to_half(dk * scale, k_s.dtype))
@@ -211,19 +208,12 @@ def consume_second(descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
 
 @gluon.jit
 def start_warps(given):
-    """Two warpgroups that multiply, a warp that fetches, and one that adds where TMA does it."""
-    if BY_TMA:
-        gl.warp_specialize(
-            [(consume_first, given), (consume_second, given), (produce, given), (add_shares, given)],
-            [4, 1, 1],
-            [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
-        )
-    else:
-        gl.warp_specialize(
-            [(consume_first, given), (consume_second, given), (produce, given)],
-            [4, 1],
-            [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-        )
+    """Two warpgroups that multiply, a warp that fetches, and one that adds."""
+    gl.warp_specialize(
+        [(consume_first, given), (consume_second, given), (produce, given), (add_shares, given)],
+        [4, 1, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+    )
 
 
 # ---- start
@@ -277,39 +267,32 @@ def rings(dtype: gl.constexpr, q_desc, k_desc, words_desc, dq_sums):
         LINES: gl.constexpr = BLOCK_KV * BLOCK_Q // 32 // 256
         words_s = gl.allocate_shared_memory(gl.int32, [STAGES, 1, 1, LINES, 256], words_desc.layout)
     share_s = rec_s
-    if BY_TMA:
+    if not DETERMINISTIC:
         share_s = gl.allocate_shared_memory(gl.float32, [2, 16, 256], dq_sums.layout)
     return q_s, do_s, lse_s, shift_s, rec_s, cut_s, k_s, v_s, ds_s, words_s, share_s
 
 
 @gluon.jit
 def barriers():
-    """Filled and emptied slots, which both warpgroups empty, as does a warp that follows them. Where columns take turns, those that have
-    come and been taken; where TMA adds, the shares of dq that are there, and have been read."""
+    """Keys and values; filled and emptied slots, which both warpgroups empty, and the warp that reads their records too. Where columns take
+    turns, those that have come and been taken."""
     kv_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    q_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    q_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    do_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    do_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    ld_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     mbarrier.init(kv_full, count=1)
     for i in gl.static_range(STAGES):
-        mbarrier.init(q_full.index(i), count=1)
-        mbarrier.init(q_empty.index(i), count=3 if FOLLOWED else 2)
-        mbarrier.init(do_full.index(i), count=1)
-        mbarrier.init(do_empty.index(i), count=2)
-        mbarrier.init(ld_full.index(i), count=1)
-    come = ld_full
-    taken = ld_full
-    if FOLLOWED:
-        NUMBER: gl.constexpr = STAGES if DETERMINISTIC else 2
-        come = gl.allocate_shared_memory(gl.int64, [NUMBER, 1], mbarrier.MBarrierLayout())
-        taken = gl.allocate_shared_memory(gl.int64, [NUMBER, 1], mbarrier.MBarrierLayout())
-        for i in gl.static_range(NUMBER):
+        mbarrier.init(full.index(i), count=2)  # what TMA brings, and what the warp that fetches writes
+        mbarrier.init(empty.index(i), count=3)
+    come = full
+    taken = full
+    if DETERMINISTIC:
+        come = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+        taken = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+        for i in gl.static_range(STAGES):
             mbarrier.init(come.index(i), count=1)
-            mbarrier.init(taken.index(i), count=2 if DETERMINISTIC else 1)
+            mbarrier.init(taken.index(i), count=2)
     fence_async_shared()
-    return kv_full, q_full, q_empty, do_full, do_empty, ld_full, come, taken
+    return kv_full, full, empty, come, taken
 
 
 # lengths and counts are not specialised on: another length must not compile another kernel
@@ -320,7 +303,7 @@ def barriers():
     ]
 )  # fmt: skip
 def attention_backward(
-    q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, dq_sums, lse, shift,  # float32 sums of dq (BY_TMA: a descriptor)
+    q_desc, k_desc, v_desc, do_desc, dk_desc, dv_desc, dq_sums, lse, shift,  # float32 sums of dq (DETERMINISTIC), or a descriptor of them
     scale, q_len, kv_len, terms_len, columns, heads, group, readers, resident,  # `group` query heads share a key head, of `heads` in all
     score_tables, score_numbers,  # tuples: see `pack`
     starts, stops, stride_ib, stride_ih,  # intervals of keys (crossed: of queries), int32 [.., .., length, PIECES]; strides in entries

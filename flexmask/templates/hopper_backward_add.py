@@ -1,13 +1,15 @@
 """How a Hopper backward kernel adds its shares of dq to a float32 buffer, which lies in the order of the registers that hold them.
 
-At head dim 128 the warpgroups add registers to memory themselves. At 64, where a step has more to do beside its products, they leave their
-shares in shared memory to a warp that has TMA add them; columns that take turns (`hopper_backward_turns`) add registers.
+The warpgroups leave their shares in shared memory to a warp that has TMA add them. They meet it at named barriers: with those of
+shared memory, which take a loop to wait for, the assembler spilled thirty numbers in each step. Where columns take turns
+(`hopper_backward_turns`) the warpgroups add their registers themselves.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+from .hopper import meet, pass_by
 from .hopper_backward_load import field
 from .hopper_backward_plan import BLOCK_Q, FIELDS, NO_MORE, PADDED_DIM, STAGES
 
@@ -46,34 +48,47 @@ def add_of_36(tensor_desc, coord, src, _semantic=None):
 tma_add = getattr(tma, "async_atomic_add", None) or add_of_36
 
 
+# named barriers of a warpgroup and the warp that adds, for each warpgroup: its share has been read; its share is there
+SHARE_READ = gl.constexpr(10)
+SHARE_THERE = gl.constexpr(12)
+BOTH = gl.constexpr(160)
+
+
 @gluon.jit
-def hand_over(dq, it, bufs, bars, WG: gl.constexpr):
+def hand_over(dq, share, WG: gl.constexpr):
     """Leaves this warpgroup's [64, 64] piece of dq to the warp that adds, once the piece of the step before has been read."""
-    shares, share_full, share_empty = bufs[10].index(WG), bars[6].index(WG), bars[7].index(WG)
-    mbarrier.wait(share_empty, (it & 1) ^ 1)
+    meet(SHARE_READ + WG, BOTH)
     x = gl.reshape(dq, [4, 2, 8, 8, 4, 2])  # warp, row / 8 % 2, row % 8, column / 8, column / 2 % 4, column % 2
-    shares.store(gl.reshape(gl.permute(x, (3, 0, 2, 4, 1, 5)), [16, 256]))
+    share.store(gl.reshape(gl.permute(x, (3, 0, 2, 4, 1, 5)), [16, 256]))
     fence_async_shared()
-    mbarrier.arrive(share_full)
+    pass_by(SHARE_THERE + WG, BOTH)
+
+
+@gluon.jit
+def await_last(WG: gl.constexpr):
+    """Until the piece of the last step has been read, which the warp that adds says as after every other."""
+    meet(SHARE_READ + WG, BOTH)
 
 
 @gluon.jit
 def add_shares(descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
     """The warp that adds: of each step both warpgroups' pieces, to the tile of the buffer that the record names."""
-    q_empty, ld_full, share_full, share_empty = bars[2], bars[5], bars[6], bars[7]
+    full, empty = bars[1], bars[2]
     REC: gl.constexpr = gl.BlockedLayout([FIELDS], [32], [1], [0])
+    for w in gl.static_range(2):
+        pass_by(SHARE_READ + w, BOTH)  # there is none yet
     it = 0
-    mbarrier.wait(ld_full.index(0), 0)
+    mbarrier.wait(full.index(0), 0)
     record = bufs[4].index(0).load(REC)
     while field(record, 2, REC) != NO_MORE:
         line = field(record, 1, REC) * (BLOCK_Q * PADDED_DIM // 256)
-        mbarrier.arrive(q_empty.index(it % STAGES))  # the record has been read, so it may give way
+        mbarrier.arrive(empty.index(it % STAGES))  # the record has been read, so it may give way
         for w in gl.static_range(2):
-            mbarrier.wait(share_full.index(w), it & 1)
+            meet(SHARE_THERE + w, BOTH)
             tma_add(sums[0], [line + w * 16, 0], bufs[10].index(w))
         tma.store_wait(0)
         for w in gl.static_range(2):
-            mbarrier.arrive(share_empty.index(w))
+            pass_by(SHARE_READ + w, BOTH)
         it += 1
-        mbarrier.wait(ld_full.index(it % STAGES), (it // STAGES) & 1)
+        mbarrier.wait(full.index(it % STAGES), (it // STAGES) & 1)
         record = bufs[4].index(it % STAGES).load(REC)

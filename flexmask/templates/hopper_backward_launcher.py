@@ -7,7 +7,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .hopper_backward import attention_backward, gather_queries
-from .hopper_backward_plan import BITS, BLOCK_KV, BLOCK_Q, BY_TMA, CROSSED, DETERMINISTIC, PADDED_DIM
+from .hopper_backward_plan import BITS, BLOCK_KV, BLOCK_Q, CROSSED, DETERMINISTIC, PADDED_DIM
 from .hopper_turns import long_level, processors
 from .launcher import MAX_INDEX, fits_tma, resident_heads, strides
 
@@ -95,7 +95,7 @@ def backward(q, k, v, dout, terms, scale, mask_captures=((), ()), score_captures
         resident = in_step(entries * heads, resident, processors(q.device))
     attention_backward[(columns * entries * heads,)](
         swizzled(q, BLOCK_Q.value), swizzled(k, 64), swizzled(v, 64), swizzled(dout, BLOCK_Q.value), swizzled(dk, 64), swizzled(dv, 64),
-        described_sums(sums) if BY_TMA.value else sums, *terms,
+        sums if DETERMINISTIC.value else described_sums(sums), *terms,
         float(scale), q_len, kv_len, terms_len, columns, heads, group, group * (batch // entries), resident,
         *score_captures,
         low, high, *(apart // lines for apart in strides(high, lines)),

@@ -13,7 +13,6 @@ from .hopper_backward_plan import (
     CROSSED,
     DETERMINISTIC,
     FIELDS,
-    FOLLOWED,
     FULL,
     MAP_FORM,
     NO_MORE,
@@ -160,15 +159,15 @@ def is_full(column, j, m):
 
 
 @gluon.jit
-def send_record(bufs, bars, slot, start, tile, state, lead, b, h, rank):
-    """Fills a slot of records, and tells that it and the numbers of its rows are there."""
-    rec_s, ld_full = bufs[4], bars[5]
+def send_record(bufs, bars, slot, start, tile, state, lead, b, h, rank, COUNT: gl.constexpr):
+    """Fills a slot of records, and tells that it and the numbers of its rows are there: the last of COUNT things that fill the slot."""
+    rec_s, full = bufs[4], bars[1]
     i = gl.arange(0, FIELDS, gl.BlockedLayout([1], [32], [1], [0]))
     record = gl.where(i == 0, start, gl.where(i == 1, tile, gl.where(i == 2, state, lead)))
     if FIELDS == 8:
         record = gl.where(i < 4, record, gl.where(i == 4, b, gl.where(i == 5, h, rank)))
     rec_s.index(slot).store(record.to(gl.int32))
-    mbarrier.arrive(ld_full.index(slot))
+    mbarrier.arrive(full.index(slot), count=COUNT)
 
 
 @gluon.jit
@@ -180,19 +179,19 @@ def send_cuts(bufs, slot, starts, stops, lead, start, q_len, keys):
 
 
 @gluon.jit
-def expect_queries(descs, bufs, bars, slot, state, pattern):
-    """Says how many bytes will come with the queries of a slot; for a tile that is masked by bits these come too."""
-    q_full, words_s = bars[1], bufs[9]
-    TILE: gl.constexpr = BLOCK_Q * PADDED_DIM * 2
+def expect_bytes(descs, bufs, bars, slot, state, pattern):
+    """Says how many bytes will come to a slot; for a tile that is masked by bits these come too."""
+    full, words_s = bars[1], bufs[9]
+    TILES: gl.constexpr = BLOCK_Q * PADDED_DIM * 4
     LINES: gl.constexpr = BLOCK_KV * BLOCK_Q // 32 // 256
     if BITS:
         if state == PARTIAL:
-            mbarrier.expect(q_full.index(slot), TILE + LINES * 1024)
-            tma_load(descs[6], [0, 0, pattern * LINES, 0], q_full.index(slot), words_s.index(slot))
+            mbarrier.expect(full.index(slot), TILES + LINES * 1024)
+            tma_load(descs[6], [0, 0, pattern * LINES, 0], full.index(slot), words_s.index(slot))
         else:
-            mbarrier.expect(q_full.index(slot), TILE)
+            mbarrier.expect(full.index(slot), TILES)
     else:
-        mbarrier.expect(q_full.index(slot), TILE)
+        mbarrier.expect(full.index(slot), TILES)
 
 
 @gluon.jit
@@ -200,27 +199,23 @@ def send_rows(descs, bufs, bars, rows_of, keys, it, b, h, head, m, state, lead, 
     """Fetches block row m of query head h into the slot of step `it`, once it is free."""
     q_desc, do_desc = descs[0], descs[3]
     q_s, do_s, lse_s, shift_s = bufs[0], bufs[1], bufs[2], bufs[3]
-    q_full, q_empty, do_full, do_empty = bars[1], bars[2], bars[3], bars[4]
+    full, empty = bars[1], bars[2]
     lse, shift, terms_len, q_len, starts, stops = rows_of
-    TILE: gl.constexpr = BLOCK_Q * PADDED_DIM * 2
     VEC: gl.constexpr = gl.BlockedLayout([BLOCK_Q // 32], [32], [1], [0])
     slot = it % STAGES
-    phase = (it // STAGES) & 1
     start = m * BLOCK_Q
     at = head.to(gl.int64) * terms_len + start + gl.arange(0, BLOCK_Q, VEC)
     lse_tile = gl.load(lse + at)
     shift_tile = gl.load(shift + at)
-    mbarrier.wait(q_empty.index(slot), phase ^ 1)
-    expect_queries(descs, bufs, bars, slot, state, lead)
-    tma_load(q_desc, [b, h, start, 0], q_full.index(slot), q_s.index(slot))
-    mbarrier.wait(do_empty.index(slot), phase ^ 1)
-    mbarrier.expect(do_full.index(slot), TILE)
-    tma_load(do_desc, [b, h, start, 0], do_full.index(slot), do_s.index(slot))
+    mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)
+    expect_bytes(descs, bufs, bars, slot, state, lead)
+    tma_load(q_desc, [b, h, start, 0], full.index(slot), q_s.index(slot))
+    tma_load(do_desc, [b, h, start, 0], full.index(slot), do_s.index(slot))
     lse_s.index(slot).store(lse_tile)
     shift_s.index(slot).store(shift_tile)
     if CROSSED:
         send_cuts(bufs, slot, starts, stops, lead, start, q_len, keys)
-    send_record(bufs, bars, slot, start, head * (terms_len // BLOCK_Q) + m, state, lead, b, h, rank)
+    send_record(bufs, bars, slot, start, head * (terms_len // BLOCK_Q) + m, state, lead, b, h, rank, 1)
 
 
 @gluon.jit
@@ -228,7 +223,7 @@ def produce(descs, bufs, bars, line, rows_of, keys_of, tile_map, sums):
     """Fetches the keys and values once, then what every query head that reads them keeps of the column."""
     k_desc, v_desc = descs[1], descs[2]
     k_s, v_s = bufs[6], bufs[7]
-    kv_full, q_empty, do_empty = bars[0], bars[2], bars[4]
+    kv_full, empty = bars[0], bars[2]
     n, kv_b, kv_h, heads, group, readers, ranks = line
     q_len = rows_of[3]
     kv_len, stride_ib, stride_ih = keys_of[0], keys_of[1], keys_of[2]
@@ -264,10 +259,8 @@ def produce(descs, bufs, bars, line, rows_of, keys_of, tile_map, sums):
         b = gl.where(last, b + 1, b)
         h = gl.where(last, kv_h * group, h + 1)
     slot = it % STAGES
-    if FOLLOWED:  # who follows the warpgroups may not yet have read the record that was here
-        mbarrier.wait(q_empty.index(slot), ((it // STAGES) & 1) ^ 1)
-    mbarrier.wait(do_empty.index(slot), ((it // STAGES) & 1) ^ 1)
-    send_record(bufs, bars, slot, 0, 0, NO_MORE, 0, 0, 0, -1)
+    mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)
+    send_record(bufs, bars, slot, 0, 0, NO_MORE, 0, 0, 0, -1, 2)
 
 
 @gluon.jit

@@ -29,8 +29,6 @@ RUNS = tl.constexpr("always")
 SCORE = tl.constexpr(False)
 # columns add to dq one after the other, in the same order at every run
 DETERMINISTIC = tl.constexpr(False)
-# TMA adds to dq, from shared memory; else the warpgroups add their registers
-BY_TMA = tl.constexpr(False)
 # ---- kernel
 
 # what a record says of its block row
@@ -40,8 +38,6 @@ NO_MORE = tl.constexpr(2)
 # numbers of patterns that do not exist, for which TMA gives zeros: nothing is kept, or all
 NOTHING = tl.constexpr(1 << 29)
 ALL = tl.constexpr((1 << 29) + 1)
-# a warp more reads the records
-FOLLOWED = tl.constexpr(BY_TMA.value or DETERMINISTIC.value)
 # numbers of a record
 FIELDS = tl.constexpr(8 if SCORE.value or DETERMINISTIC.value else 4)
 # the layout of 32 columns of scores, as many as are changed at a time

@@ -50,8 +50,8 @@ def turn_at(bufs, it):
 @gluon.jit
 def await_turns(descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
     """Says for each step when it is its turn. A step that adds nothing (its rank is -1) has none, and the first one's has come."""
-    ld_full, turn_come, numbers = bars[5], bars[6], sums[1]
-    mbarrier.wait(ld_full.index(0), 0)
+    full, turn_come, numbers = bars[1], bars[3], sums[1]
+    mbarrier.wait(full.index(0), 0)
     state, tile, rank = turn_at(bufs, 0)
     it = 0
     while state != NO_MORE:
@@ -59,24 +59,24 @@ def await_turns(descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
             await_number(numbers + (1 + tile), rank)
         mbarrier.arrive(turn_come.index(it % STAGES))
         it += 1
-        mbarrier.wait(ld_full.index(it % STAGES), (it // STAGES) & 1)
+        mbarrier.wait(full.index(it % STAGES), (it // STAGES) & 1)
         state, tile, rank = turn_at(bufs, it)
 
 
 @gluon.jit
 def pass_turns(descs, bufs, bars, place, rows_of, keys_of, tile_map, sums):
     """Passes each step's turn on when it has been taken."""
-    q_empty, ld_full, turn_taken, numbers = bars[2], bars[5], bars[7], sums[1]
-    mbarrier.wait(ld_full.index(0), 0)
+    full, empty, turn_taken, numbers = bars[1], bars[2], bars[4], sums[1]
+    mbarrier.wait(full.index(0), 0)
     state, tile, rank = turn_at(bufs, 0)
     it = 0
     while state != NO_MORE:
         mbarrier.wait(turn_taken.index(it % STAGES), (it // STAGES) & 1)
-        mbarrier.arrive(q_empty.index(it % STAGES))  # the record has been read, so it may give way
+        mbarrier.arrive(empty.index(it % STAGES))  # the record has been read, so it may give way
         if rank >= 0:
             count_up(numbers + (1 + tile))
         it += 1
-        mbarrier.wait(ld_full.index(it % STAGES), (it // STAGES) & 1)
+        mbarrier.wait(full.index(it % STAGES), (it // STAGES) & 1)
         state, tile, rank = turn_at(bufs, it)
 
 

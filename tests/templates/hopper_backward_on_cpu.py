@@ -77,6 +77,7 @@ def loaded(case: cases.Case, change: tuple[str, str] = ("", "")) -> Any:
     """The generated module, with its Gluon kernel run here; after a change of its text."""
     cpu.Shared.slice = part_of  # type: ignore[attr-defined]
     cpu.gl.shared_memory_descriptor = SimpleNamespace(reinterpret=lambda x, dtype, shape, layout: cpu.Shared(x.data.view(*shape)))
+    cpu.gl.broadcast = torch.broadcast_tensors
     cpu.gl.permute = lambda x, order: x.permute(order)
     cpu.gl.div_rn = lambda x, y: x / y
     cpu.gl.allocate_shared_memory = allocate
@@ -94,20 +95,24 @@ def loaded(case: cases.Case, change: tuple[str, str] = ("", "")) -> Any:
 
 
 MISTAKES = {
-    "a wait for the other phase": ("crossed", ("phase ^ 1", "phase")),
-    "a slot that is not given back": ("crossed", ("mbarrier.arrive(do_empty.index(slot))", "pass")),
+    "a wait for the other phase": ("crossed", ("((it // STAGES) & 1) ^ 1)\n    expect", "(it // STAGES) & 1)\n    expect")),
+    "a slot that is not given back": ("crossed", ("mbarrier.arrive(empty.index(slot))", "pass")),
     "a slot that is given back too early": (
         "causal",
-        ("deps=[s_sent])", "deps=[s_sent])\n    mbarrier.arrive(q_empty.index(slot))"),
+        ("deps=[s_sent])", "deps=[s_sent])\n    mbarrier.arrive(empty.index(slot))"),
     ),
-    "half of the bytes expected": ("causal", ("BLOCK_Q * PADDED_DIM * 2", "BLOCK_Q * PADDED_DIM")),
+    "half of the bytes expected": ("causal", ("BLOCK_Q * PADDED_DIM * 4", "BLOCK_Q * PADDED_DIM * 2")),
     "one place for the ds of all steps": ("causal", ("ds_slot = it & 1", "ds_slot = it * 0 + WG")),
-    "no end of the records": ("causal", ("send_record(bufs, bars, slot, 0, 0, NO_MORE, 0, 0, 0, -1)", "pass")),
+    "numbers of rows that are not waited for": (
+        "causal",
+        ("mbarrier.init(full.index(i), count=2)", "mbarrier.init(full.index(i), count=1)"),
+    ),
+    "no end of the records": ("causal", ("send_record(bufs, bars, slot, 0, 0, NO_MORE, 0, 0, 0, -1, 2)", "pass")),
     "a list that is read beyond its end": ("two", ("mask=j < steps, other=0", "mask=j < steps + 99, other=0")),
     "a block row of another head": ("a mask for each head", ("h * stride_mh + n", "n")),
     "bounds of another head": ("a mask for each head", ("lead = b * stride_ib + h * stride_ih", "lead = b * stride_ib")),
     "keys beyond the last": ("full, low scores", ("is_full(column, place, m) & whole", "is_full(column, place, m)")),
-    "bits that are not waited for": ("bits", ("TILE + LINES * 1024)", "TILE)")),
+    "bits that are not waited for": ("bits", ("TILES + LINES * 1024)", "TILES)")),
     "bits of another tile": ("bits", ("pattern_of(tile_map, column, j + 1, steps)", "pattern_of(tile_map, column, j, steps)")),
     "bits of the other keys": ("bits", ("FLAT).index(WG)", "FLAT).index(1 - WG)")),
     "a FULL tile whose last keys do not exist": ("bits, low scores", ("exists = gl.where(kv0", "exists = gl.where(0 * kv0")),
@@ -122,7 +127,10 @@ MISTAKES = {
     "values of other queries": ("gates of queries", ("q_idx = field(record, 0, REC) + gl", "q_idx = gl")),
     "a rank that counts the column itself": ("deterministic", ("<< (place % 32)) - 1", "<< (place % 32 + 1)) - 1")),
     "a turn that is not passed on": ("deterministic", ("if rank >= 0:", "if rank > 0:")),
-    "a turn passed on before both have added": ("deterministic", ("count=2 if DETERMINISTIC else 1", "count=1")),
+    "a turn passed on before both have added": (
+        "deterministic",
+        ("mbarrier.init(taken.index(i), count=2)", "mbarrier.init(taken.index(i), count=1)"),
+    ),
     "a step without a turn that takes one": (
         "deterministic, a mask for each head",
         ("gl.where(j < steps, rank_of", "gl.where(j <= steps, rank_of"),
@@ -130,16 +138,19 @@ MISTAKES = {
     "ranks of another head": ("deterministic, a mask for each head", ("lead = line // columns", "lead = line // columns * 0")),
     "a last record that overtakes another": (
         "deterministic",
-        ("mbarrier.wait(q_empty.index(slot), ((it // STAGES) & 1) ^ 1)", "pass"),
+        ("mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)\n    send", "send"),
     ),
-    "a record that is not held until it is read": ("deterministic", ("count=3 if FOLLOWED else 2", "count=2")),
-    "a share that is left where another has not been read": ("causal, narrow", ("mbarrier.wait(share_empty, (it & 1) ^ 1)", "pass")),
-    "a share that is added before it is there": ("causal, narrow", ("mbarrier.wait(share_full.index(w), it & 1)", "pass")),
+    "a record that is not held until it is read": (
+        "deterministic",
+        ("mbarrier.init(empty.index(i), count=3)", "mbarrier.init(empty.index(i), count=2)"),
+    ),
+    "a share that is left where another has not been read": ("causal, narrow", ("meet(SHARE_READ + WG, BOTH)", "pass")),
+    "a share that is added before it is there": ("causal, narrow", ("meet(SHARE_THERE + w, BOTH)", "pass")),
     "a share that gives way before it is read": ("causal, narrow", ("tma.store_wait(0)\n        for w", "pass\n        for w")),
     "shares in each other's place": ("causal, narrow", ("[line + w * 16, 0]", "[line + 16 - w * 16, 0]")),
     "a last record that overtakes another, of shares": (
         "causal, narrow",
-        ("mbarrier.wait(q_empty.index(slot), ((it // STAGES) & 1) ^ 1)", "pass"),
+        ("mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)\n    send", "send"),
     ),
     "cuts of other keys": ("crossed", ("q_len - start, kv0, kv_len", "q_len - start, 0, kv_len")),
     "a column that keeps nothing takes no step": ("a mask for each head, alone", ("(it + steps == 0), 1", "(it + steps == 0), 0")),

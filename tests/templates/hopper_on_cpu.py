@@ -164,8 +164,8 @@ def change(barrier: Barrier, arrivals: int, size: int, waiting: Waiting) -> None
         waiting.changed.notify_all()
 
 
-def arrive(place: Shared) -> None:
-    change(barrier_at(place), 1, 0, HERE.program.waiting)
+def arrive(place: Shared, count: int = 1) -> None:
+    change(barrier_at(place), count, 0, HERE.program.waiting)
     be_late()  # whoever waited for it may go on first
 
 
@@ -193,7 +193,7 @@ def asm(text: str, constraints: str, args: list[Any], dtype: Any, is_pure: bool,
     waiting = HERE.program.waiting
     with waiting.changed:
         state = HERE.program.named.setdefault(number, [0, 0])  # threads that have come, and how often it was complete
-        state[0] += 128
+        state[0] += HERE.threads
         assert state[0] <= int(threads), f"too many at barrier {number}"
         before = state[1]
         if state[0] == int(threads):
@@ -302,8 +302,8 @@ def await_products(number: int, deps: Sequence[Product]) -> Any:
 def specialise(parts: list[Any], warps: list[int], registers: list[int]) -> None:
     program = HERE.program
 
-    def work(function: Callable[..., None], args: tuple[Any, ...]) -> None:
-        HERE.program, HERE.flying, HERE.leaving = program, [], []
+    def work(function: Callable[..., None], args: tuple[Any, ...], size: int) -> None:
+        HERE.program, HERE.flying, HERE.leaving, HERE.threads = program, [], [], 32 * size
         torch.set_num_threads(1)
         try:
             function(*args)
@@ -313,7 +313,7 @@ def specialise(parts: list[Any], warps: list[int], registers: list[int]) -> None
                 program.waiting.errors.append(error)
                 program.waiting.changed.notify_all()
 
-    threads = [threading.Thread(target=work, args=part) for part in parts]
+    threads = [threading.Thread(target=work, args=(*part, size)) for part, size in zip(parts, [4, *warps], strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads + program.copies:

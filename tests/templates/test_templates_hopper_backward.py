@@ -84,8 +84,8 @@ def test_products_are_made_side_by_side(compiled, case):
     together = plan.crossed or plan.pieces > 1
     skipped = 6 if case == "a score without products" else 0  # parts of products that nothing depends on
     assert opcodes["HGMMA"] == 64 - skipped and opcodes["WARPGROUP"] <= 20 + 2 * (not together)
-    assert opcodes["UTMALDG"] and opcodes["UTMASTG"] and opcodes.get("UTMAREDG", 0) == 2 * plan.adds_by_tma
-    assert opcodes.get("REDG", 0) == (0 if plan.adds_by_tma else 16 + plan.deterministic)
+    assert opcodes["UTMALDG"] and opcodes["UTMASTG"] and opcodes.get("UTMAREDG", 0) == 2 * (not plan.deterministic)
+    assert opcodes.get("REDG", 0) == 17 * plan.deterministic
 
 
 @pytest.mark.parametrize("case", COMPILED)
