@@ -3,8 +3,8 @@
     python -m benchmarks.first_call [--masks causal causal_document] [--length 8192] [--head-dim 128] [--jobs 4] [--json FILE]
 
 Each figure is of a process of its own, with caches of its own (flexmask's, Triton's and torch's), from the moment when it has a CUDA
-context, its inputs, torch and flexmask imported, and some gradient taken, to the end of the forward pass, and from there to the end of the backward pass. The
-rival's includes the compiled create_block_mask, flexmask's its map.
+context, its inputs, torch and flexmask imported, and some gradient taken, to the end of the forward pass, and from there to the end of the
+backward pass. The rival's includes the compiled create_block_mask, flexmask's its map.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def is_full(column, j, m):
 
 @gluon.jit
 def send_record(bufs, bars, slot, start, tile, state, lead, b, h, rank, COUNT: gl.constexpr):
-    """Fills a slot of records, and tells that it and the numbers of its rows are there: the last of COUNT things that fill the slot."""
+    """Fills a slot of records, and tells that it and the numbers of its rows are there; COUNT is 2 where nothing comes by TMA."""
     rec_s, full = bufs[4], bars[1]
     i = gl.arange(0, FIELDS, gl.BlockedLayout([1], [32], [1], [0]))
     record = gl.where(i == 0, start, gl.where(i == 1, tile, gl.where(i == 2, state, lead)))
