@@ -54,8 +54,10 @@ def test_candidates_are_a_few_plans_that_differ_in_sizes_alone_and_fit():
 
 def test_nearly_every_kernel_has_some():
     """But for those whose shared memory is full."""
-    without_any = {entry_key(plan, False)[:4] for plan in PLANS if not candidates(plan)}
-    assert without_any == {("triton", "dq", "float32", 256), ("triton", "dkdv", "float32", 256), ("hopper", "fused", "bfloat16", 64)}
+    without_any = {(*entry_key(plan, False)[:4], getattr(plan, "bits", False)) for plan in PLANS if not candidates(plan)}
+    full = {("triton", "dq", "float32", 256), ("triton", "dkdv", "float32", 256), ("hopper", "fused", "bfloat16", 64)}
+    with_bits = {("hopper", "fused", "bfloat16", dim) for dim in (64, 128)}
+    assert without_any == {(*key, False) for key in full} | {(*key, True) for key in with_bits}
 
 
 def test_those_for_128_are_the_tiles_that_were_measured():
