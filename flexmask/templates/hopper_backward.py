@@ -116,7 +116,8 @@ def take_step(dk, dv, it, k_w, v_w, kv0, bufs, bars, scale_log2, mods, keys_of, 
     lse = lse_s.index(slot).load(COL)
     record = rec_s.index(slot).load(REC)
     start = field(record, 0, REC)
-    tile = field(record, 1, REC)
+    if DETERMINISTIC:
+        tile = field(record, 1, REC)
     state = field(record, 2, REC)
     lead = field(record, 3, REC)
     if SCORE:
