@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Case:
     plan: dict[str, Any]
     keeps: Callable[..., Tensor] | None = None
     sizes: tuple[int, ...] = (1, 2, 1, 200, 220)  # batch, heads, key heads, queries, keys
+    stages: int = 2  # three are what autotune may take
     entries: int = 0  # batch entries of keys and values, if not as many as of queries
     # "order": block columns are begun in another order; "apart": heads are taken one at a
     # time; "transposed": tensors are [B, N, H, D] in memory; "low": all scores are low
@@ -109,6 +110,8 @@ CASES: dict[str, Case] = {
     "full, transposed": Case({"head_dim": 128}, given=("transposed",)),
     "full, low scores": Case({"head_dim": 128}, given=("low",)),
     "causal": Case({"head_dim": 128, **RANGE}, causal),
+    "causal, three stages": Case({"head_dim": 128, **RANGE}, causal, given=("order",), stages=3),
+    "crossed, three stages": Case({"head_dim": 128, **CROSSED}, reach, (1, 2, 1, 300, 290), stages=3),
     "heads apart": Case({"head_dim": 128, **RANGE}, causal, (2, 4, 2, 300, 500), given=("order", "apart")),
     "heads apart, narrow": Case({"head_dim": 64, **LIST, "pieces": 2}, two, (2, 3, 3, 300, 500), given=("order", "apart")),
     "causal, narrow": Case({"head_dim": 64, **RANGE}, causal, sizes=(1, 4, 1, 300, 300), given=("order",)),
@@ -339,7 +342,7 @@ def source_of(case: Case) -> str:
 def plan_of(case: Case) -> HopperBackwardPlan:
     plan = plan_hopper_backward(**case.plan, score=case.score is not None)
     assert isinstance(plan, HopperBackwardPlan), plan
-    return plan
+    return replace(plan, stages=case.stages)
 
 
 def mask_of(case: Case, device: str) -> Tensor | None:
