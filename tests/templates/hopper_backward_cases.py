@@ -37,12 +37,12 @@ class Case:
     plan: dict[str, Any]
     keeps: Callable[..., Tensor] | None = None
     sizes: tuple[int, ...] = (1, 2, 1, 200, 220)  # batch, heads, key heads, queries, keys
-    stages: int = 2  # three are what autotune may take
     entries: int = 0  # batch entries of keys and values, if not as many as of queries
     # "order": block columns are begun in another order; "apart": heads are taken one at a
     # time; "transposed": tensors are [B, N, H, D] in memory; "low": all scores are low
     given: tuple[str, ...] = ()
     score: Score | None = None
+    stages: int = 2  # three are what autotune may take
 
 
 def causal(b, h, q, k):
