@@ -49,7 +49,7 @@ class KernelPlan:
     `map_form` is "none", "range" or "list"; `pieces` the number of row intervals that PARTIAL tiles compare with (0: they evaluate the
     predicate, or read their `bits` from the map), `starts` whether those may begin after the first key; `runs` is "always", or "hold" or
     "fail" for a kernel that returns at once unless the map's flag on the device says so; `loads` "pointer" or "tma"; `arch` the compute
-    capability (80, 90, ...).
+    capability (80, 90, ...). Of few queries: up to `pack` heads share a tile, and each tile row's keys are `split` among programs.
 
     >>> plan = plan_forward(head_dim=128, dtype="bfloat16", arch=90, map_form="range", pieces=1, loads="tma")
     >>> print(plan)
@@ -73,6 +73,8 @@ class KernelPlan:
     num_stages: int
     loads: str
     arch: int
+    pack: int = 1
+    split: bool = False
 
     def __post_init__(self) -> None:
         if self.map_form not in ("none", "range", "list") or self.loads not in ("pointer", "tma") or self.dtype not in ITEM_BYTES:
@@ -87,6 +89,8 @@ class KernelPlan:
             raise ValueError("a range map comes from row intervals")
         if self.bits and (self.map_form != "list" or self.pieces):
             raise ValueError("bits belong to the PARTIAL tiles of a list, where there are no intervals")
+        if self.pack not in (1, 2, 4, 8, 16, 32, 64) or self.pack > self.block_q:
+            raise ValueError(f"heads that share a tile are a power of two up to its {self.block_q} rows, not {self.pack}")
 
     def __str__(self) -> str:
         dims = f"D{self.head_dim}" if self.head_dim == self.v_head_dim else f"D{self.head_dim}/{self.v_head_dim}"
@@ -96,6 +100,7 @@ class KernelPlan:
         parts += ["bits of partial tiles"] * self.bits
         parts += [f"where the map's flag says {self.runs}"] * (self.runs != "always")
         parts += ["predicate evaluated"] * self.evaluated + ["score mod"] * self.score
+        parts += [f"up to {self.pack} heads a tile"] * (self.pack > 1) + ["rows split among programs"] * self.split
         parts += [f"tiles {self.block_q}x{self.block_kv}", f"{self.num_warps} warps", f"{self.num_stages} stages", f"{self.loads} loads"]
         return ", ".join(parts)
 
@@ -103,6 +108,16 @@ class KernelPlan:
     def evaluated(self) -> bool:
         """Whether PARTIAL tiles evaluate the predicate, for want of row intervals and bits."""
         return self.map_form == "list" and not self.pieces and not self.bits
+
+    @property
+    def is_few(self) -> bool:
+        """Whether this is the kernel for few queries."""
+        return self.pack > 1 or self.split
+
+    @property
+    def queries(self) -> int:
+        """Queries of a tile, and of a tile row of the map."""
+        return self.block_q // self.pack
 
     @property
     def padded_dim(self) -> int:
@@ -155,13 +170,17 @@ def plan_forward(
     heavy: bool = False,
     gathers: bool = False,
     pipelined: bool = True,
+    pack: int = 1,
+    rows: int = 0,
+    split: bool = False,
 ) -> KernelPlan:
     """The plan for a forward kernel on a GPU of compute capability `arch`: tiles by head dim and kind of kernel, shrunk to fit it.
 
     `narrow` says that rows keep a stretch of keys cut at both ends, rather than all up to some key or all from one;
     `heavy` that the predicate or the score mod reads a table at places that depend on query and key, or computes very much;
     `gathers` that it is only the score mod, which reads single entries; not `pipelined` that it reads one at places computed from the
-    score: Triton's compiler breaks down over fetching those ahead.
+    score: Triton's compiler breaks down over fetching those ahead. For few queries (`pack` and `split` as in KernelPlan) a tile has at
+    most so many `rows`.
     Raises BackendError for a dtype, head dim or GPU that no kernel is made for.
     """
     if dtype not in ITEM_BYTES:
@@ -180,9 +199,12 @@ def plan_forward(
     if gathers and loads == "tma" and dtype != "float32":
         block_q, block_kv, num_warps, num_stages = _GATHERING.get(dim, (block_q, block_kv, num_warps, num_stages))
     num_stages = num_stages if pipelined else 1
+    if pack > 1 or split:
+        block_q, block_kv, num_warps = min(block_q, rows), min(block_kv, 64), 4
     plan: KernelPlan | None = KernelPlan(
-        head_dim, v_head_dim, dtype, map_form, pieces, bits, starts, runs, score, block_q, block_kv, num_warps, num_stages, loads, arch
-    )
+        head_dim, v_head_dim, dtype, map_form, pieces, bits, starts, runs, score, block_q, block_kv, num_warps, num_stages, loads, arch,
+        pack, split,
+    )  # fmt: skip
     while plan is not None and plan.shared_bytes() > SHARED_BYTES.get(arch, SHARED_BYTES[86]):
         plan = shrink(plan)
     if plan is None:
@@ -206,6 +228,6 @@ def shrink(plan: KernelPlan) -> KernelPlan | None:
         return replace(plan, num_stages=plan.num_stages - 1)
     if plan.block_kv > 16:
         return replace(plan, block_kv=plan.block_kv // 2)
-    if plan.block_q > 16:
+    if plan.block_q > max(16, plan.pack):
         return replace(plan, block_q=plan.block_q // 2, num_warps=4)
     return None

@@ -95,6 +95,11 @@ class HopperPlan:
         return ", ".join([*parts, f"{self.consumer_registers}/{self.producer_registers} registers"])
 
     @property
+    def queries(self) -> int:
+        """Queries of a tile, and of a tile row of the map."""
+        return self.block_q
+
+    @property
     def template(self) -> str:
         return "hopper"
 

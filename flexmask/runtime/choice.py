@@ -11,6 +11,7 @@ import torch
 from ..analysis import Form
 from ..ir import KV_LEN, Expr, Q, const, uses
 from ..lowering import HopperPlan, KernelPlan, plan_forward, plan_hopper
+from .few import MANY, Few
 from .maps import host_variant
 from .request import Request
 from .store import Store
@@ -38,13 +39,14 @@ class Choice:
 @dataclass(frozen=True)
 class Target:
     """What kernels are made for, besides a request: dtype, compute capability, whether TMA can read q, k and v, what keeps the call to
-    plain Triton, if anything, and whether gradients must come out the same at every run."""
+    plain Triton, if anything, whether gradients must come out the same at every run, and what few queries are given."""
 
     dtype: torch.dtype
     arch: int
     tma: bool
     plain: Plain = FREE
     deterministic: bool = False
+    few: Few = MANY
 
     @property
     def dtype_name(self) -> str:
@@ -84,7 +86,7 @@ def _planned(store: Store, request: Request, target: Target, looked_at: Sequence
     """The same with the planner's sizes."""
     facts = None if request.mask is None else store.facts(request.mask)[1]
     promised = frozenset[int]() if request.mask is None else request.mask.promised
-    why = target.plain
+    why = target.plain if target.arch == 90 else ""
     if not looked_at and target.arch == 90 and not target.plain:
         narrow = is_narrow(store, request)
         plans = [(variant, _hopper(request, target, variant, narrow)) for variant in hopper_variants(facts, promised)]
@@ -121,6 +123,7 @@ def _plain(store: Store, request: Request, target: Target, variant: Variant) -> 
         loads="tma" if target.tma and target.arch >= 90 else "pointer", narrow=is_narrow(store, request),
         heavy=is_costly(*mods) or reads_by_score(*mods), pipelined=not reads_by_score(*mods),
         gathers=only_gathers(request.score) and not (variant.evaluated or variant.bits or target.plain == DROPOUT),
+        pack=target.few.pack, rows=target.few.rows, split=target.few.split,
     )  # fmt: skip
 
 

@@ -18,8 +18,9 @@ from ..lowering import HopperPlan, KernelPlan, emit_function, emit_row_bounds
 from ..templates.assemble import assemble
 from ..templates.assemble_hopper import assemble_hopper
 from . import cpu, launch, tuning
-from .choice import DROPOUT, FREE, Choice, Target, arch_of, choose, look_at
+from .choice import DROPOUT, Choice, Target, arch_of, choose, look_at
 from .extras import NO_EXTRAS, Extras
+from .few import few_of
 from .maps import find_device_maps, find_map
 from .recipes import captures_of
 from .replay import Replays, Standing
@@ -74,7 +75,8 @@ def run_triton(
         with torch.cuda.device(q.device):
             return run_triton(store, request, q, k, v, scale, extras)
     tma = q.is_cuda and launch.fits_tma(q, k, v)
-    target = Target(q.dtype, arch_of(q.device), tma, DROPOUT if extras.dropout_p else FREE)
+    few = few_of(store, request, q.dtype, q.device)
+    target = Target(q.dtype, arch_of(q.device), tma, DROPOUT if extras.dropout_p else few.why, few=few)
 
     mask, score, queue = _captures(request.mask), _captures(request.score), launch.queue_of(q.device)
 
@@ -130,8 +132,8 @@ def _maps(store: Store, request: Request, chosen: Sequence[Choice], device: torc
         return (None,)
     extent, first = request.extent(device), chosen[0].plan
     if device.type == "cpu":
-        return (find_map(store, request.mask, extent, first.block_q, first.block_kv)[1],)
-    wanted = tuple([(choice.variant, choice.plan.block_q, choice.plan.block_kv) for choice in chosen])
+        return (find_map(store, request.mask, extent, first.queries, first.block_kv)[1],)
+    wanted = tuple([(choice.variant, choice.plan.queries, choice.plan.block_kv) for choice in chosen])
     return find_device_maps(store, request.mask, extent, wanted).maps
 
 
@@ -195,7 +197,8 @@ def kernel_paths(store: Store, request: Request, dtype: torch.dtype) -> list[Pat
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     if dtype == torch.float64:  # the CPU's own type: a kernel would take the next smaller one
         dtype = torch.float32
-    target = Target(dtype, arch_of(device), True)
+    few = few_of(store, request, dtype, device)
+    target = Target(dtype, arch_of(device), True, few.why, few=few)
     tuned = tuning.find(store, request, device, subject(store, request, target, device))
     return [_file(store, request, choice.plan) for choice in choose(store, request, target, tuned=tuned)]
 
@@ -206,7 +209,8 @@ def describe(store: Store, request: Request, tensors: tuple[torch.Tensor, ...], 
         return _cpu_map(store, request), ["kernel          torch matrix products over the kept tiles"]
     q, k, v = tensors
     lines, tile_map = [], None
-    target = Target(q.dtype, arch_of(q.device), q.is_cuda and launch.fits_tma(q, k, v))
+    few = few_of(store, request, q.dtype, q.device)
+    target = Target(q.dtype, arch_of(q.device), q.is_cuda and launch.fits_tma(q, k, v), few.why, few=few)
     tuned = tuning.find(store, request, q.device, subject(store, request, target, q.device))
     for choice in choose(store, request, target, look_at(store, request, q.device), tuned):
         lines += [f"kernel          {choice.plan}"]
@@ -214,7 +218,7 @@ def describe(store: Store, request: Request, tensors: tuple[torch.Tensor, ...], 
         lines += [f"template        plain Triton rather than Hopper's: {choice.passed_over}"] * bool(choice.passed_over)
         lines += [f"masking         {_named(choice.variant.why, request.mask)}"]
         if request.mask is not None and choice.plan.map_form != "none" and tile_map is None:
-            tile_map = find_map(store, request.mask, request.extent(q.device), choice.plan.block_q, choice.plan.block_kv)[1]
+            tile_map = find_map(store, request.mask, request.extent(q.device), choice.plan.queries, choice.plan.block_kv)[1]
     lines += [f"tiles           {tuning.unknown(q.device)}"] * (request.autotune and not tuned)
     return tile_map, lines
 

@@ -25,7 +25,8 @@ MapArguments = Mapping[str, torch.Tensor]
 NO_MAP: MapArguments = {}
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 # the functions that attention is started by, as the templates name them
-KERNELS = {"attention_forward", "attention_backward", "attention_backward_q", "attention_backward_kv", "row_terms_kernel", "gather_queries"}
+KERNELS = {"attention_forward", "attention_backward", "attention_backward_q", "attention_backward_kv", "row_terms_kernel", "gather_queries",
+           "join_portions"}  # fmt: skip
 
 
 def load(path: str | Path) -> ModuleType:

@@ -46,12 +46,30 @@ def assemble(
         *_helpers(mods),
         *mods,
         dropout["functions"],
-        kernel["functions"],
+        *_kernel(plan, kernel["functions"]),
         launcher["constants"],
         row_bounds or launcher["bounds"],
-        launcher["functions"],
+        *_launcher(plan, launcher["functions"]),
     ]
     return _join(parts)
+
+
+def _kernel(plan: KernelPlan, text: str) -> list[str]:
+    """The device functions, with the kernel for few queries where the plan is one."""
+    if not plan.is_few:
+        return [text]
+    kept = [function for name, function in _functions(text).items() if name not in ("attention_forward", "find_tile", "store_rows")]
+    return [*kept, _sections("forward_few.py")["few queries"]]
+
+
+def _launcher(plan: KernelPlan, text: str) -> list[str]:
+    """The host functions that go with it."""
+    if not plan.is_few:
+        return [text]
+    few = _sections("few_launcher.py")["functions"]
+    processors = _functions(_sections("hopper_turns.py")["functions"])["processors"]
+    kept = {name: function for name, function in _functions(text).items() if name not in ("forward", "attention", "resident_heads")}
+    return [*kept.values(), processors, few, _functions(text)["attention"]]
 
 
 def assemble_tiles(
@@ -122,7 +140,7 @@ def _constants(text: str, plan: KernelPlan) -> str:
         "HEAD_DIM": plan.head_dim, "V_HEAD_DIM": plan.v_head_dim, "PADDED_DIM": plan.padded_dim, "PADDED_V_DIM": plan.padded_v_dim,
         "BLOCK_Q": plan.block_q, "BLOCK_KV": plan.block_kv, "NUM_WARPS": plan.num_warps, "NUM_STAGES": plan.num_stages,
         "TMA": plan.loads == "tma", "MAP_FORM": plan.map_form, "PIECES": plan.pieces, "BITS": plan.bits, "STARTS": plan.starts,
-        "RUNS": plan.runs, "SCORE": plan.score, "PRECISION": plan.precision,
+        "RUNS": plan.runs, "SCORE": plan.score, "PRECISION": plan.precision, "PACK": plan.pack, "SPLIT": plan.split,
     }  # fmt: skip
     return _fill(text, values)
 

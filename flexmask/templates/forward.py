@@ -36,7 +36,11 @@ STARTS = tl.constexpr(True)
 RUNS = tl.constexpr("always")
 SCORE = tl.constexpr(False)
 PRECISION = tl.constexpr("ieee")
+# of few queries (forward_few.py): so many heads share a tile, and whether its keys are split among programs
+PACK = tl.constexpr(1)
+SPLIT = tl.constexpr(False)
 # ---- kernel
+QUERIES = tl.constexpr(BLOCK_Q.value // PACK.value)
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -142,8 +146,10 @@ def bits_of(words, pattern):
     """A tile's pattern, [BLOCK_Q, BLOCK_KV], of which `words` holds 8 keys a byte. (Words of 32 would be fetched ahead of time, for every
     place its own, and fill the shared memory.)"""
     row, column = tl.arange(0, BLOCK_Q)[:, None], tl.arange(0, BLOCK_KV)[None, :]
+    if PACK > 1:
+        row = row % QUERIES
     line: tl.constexpr = triton.cdiv(BLOCK_KV.value, 32) * 4
-    byte = tl.load(words + pattern.to(tl.int64) * (BLOCK_Q * line) + (row * line + column // 8))
+    byte = tl.load(words + pattern.to(tl.int64) * (QUERIES * line) + (row * line + column // 8))
     return ((byte.to(tl.int32) >> (column % 8)) & 1) != 0
 
 

@@ -14,6 +14,7 @@ from .forward import (
     PADDED_DIM,
     PADDED_V_DIM,
     PIECES,
+    QUERIES,
     RUNS,
     SCORE,
     TMA,
@@ -80,6 +81,32 @@ def resident_heads(heads, kv_len, row_bytes):
     return wanted
 
 
+def results_of(q, k, v):
+    """Memory for out [B, Hq, Q, Dv] and lse [B, Hq, Q]. Raises ValueError for sizes that 32 bits do not hold."""
+    batch, heads, q_len, _ = q.shape
+    if max(batch, heads, q_len, k.shape[2]) > MAX_INDEX:
+        raise ValueError(f"sizes beyond {MAX_INDEX} are not supported; got q {tuple(q.shape)}, k {tuple(k.shape)}")
+    return (
+        torch.empty(batch, heads, q_len, v.shape[3], dtype=q.dtype, device=q.device),
+        torch.empty(batch, heads, q_len, dtype=torch.float32, device=q.device),
+    )
+
+
+def without_keys(out, lse, sinks, peaks):
+    """The results where there are no keys."""
+    if peaks is not None:
+        peaks.fill_(float("-inf"))
+    return out.zero_(), lse.fill_(float("-inf")) if sinks is None else lse.copy_(sinks[:, None].expand_as(lse))
+
+
+def rising(q, scale):
+    """(queries, scale) such that greater products are greater scores: kernels take the maximum before they multiply by the scale, unless
+    a score mod stands between."""
+    if not SCORE and scale <= 0:
+        return (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
+    return q, scale
+
+
 def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row_starts=None, row_stops=None,
             ranges=None, counts=None, offsets=None, index=None, patterns=None, words=None, broken=None, into=None,
             sinks=None, dropout=None, peaks=None):  # fmt: skip
@@ -94,20 +121,12 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
     """
     batch, heads, q_len, _ = q.shape
     kv_len = k.shape[2]
-    if max(batch, heads, q_len, kv_len) > MAX_INDEX:
-        raise ValueError(f"sizes beyond {MAX_INDEX} are not supported; got q {tuple(q.shape)}, k {tuple(k.shape)}")
-    out, lse = into or (
-        torch.empty(batch, heads, q_len, v.shape[3], dtype=q.dtype, device=q.device),
-        torch.empty(batch, heads, q_len, dtype=torch.float32, device=q.device),
-    )
+    out, lse = results_of(q, k, v) if into is None else into
     if lse.numel() == 0:
         return out, lse
     if kv_len == 0:
-        if peaks is not None:
-            peaks.fill_(float("-inf"))
-        return out.zero_(), lse.fill_(float("-inf")) if sinks is None else lse.copy_(sinks[:, None].expand_as(lse))
-    if not SCORE and scale <= 0:  # the kernel takes the maximum before it multiplies by the scale
-        q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
+        return without_keys(out, lse, sinks, peaks)
+    q, scale = rising(q, scale)
     tiles = triton.cdiv(q_len, BLOCK_Q.value)
     tile_map = counts if ranges is None else ranges
     q, k, v = addressable(q), addressable(k), addressable(v)
@@ -145,7 +164,7 @@ def attention(q, k, v, mask_tensors=(), mask_scalars=(), score_tensors=(), score
         raise ValueError("this kernel reads the bits of partial tiles, which the caller must bring: see `forward`")
     batch, heads, q_len, head_dim = q.shape
     kv_len = k.shape[2]
-    tile_rows, tile_columns = triton.cdiv(q_len, BLOCK_Q.value), triton.cdiv(kv_len, BLOCK_KV.value)
+    tile_rows, tile_columns = triton.cdiv(q_len, QUERIES.value), triton.cdiv(kv_len, BLOCK_KV.value)
     given = {"broken": torch.full((1,), int(RUNS == "fail"), dtype=torch.int32, device=q.device)}
     if PIECES > 0:
         given["row_starts"], given["row_stops"] = row_bounds(mask_tensors, mask_scalars, q_len, kv_len, batch, heads, q.device)

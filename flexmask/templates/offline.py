@@ -85,8 +85,17 @@ def compile_offline(
     extras: Extras = NO_EXTRAS,
 ) -> Compiled:
     """Compile `module` (a loaded kernel file of `plan`) for `arch`, by default the plan's; captures are CPU tensors and numbers. `extras`
-    are the sinks, dropout and peaks that the host function takes."""
-    arguments = _recorded(module, "attention_forward", lambda: _call_forward(module, plan, mask, score, extras))
+    are the sinks, dropout and peaks that the host function takes. Of split rows the kernel that joins the portions is compiled too."""
+
+    def call() -> None:
+        _call_forward(module, plan, mask, score, extras)
+
+    if not plan.split:
+        return _compile(module.attention_forward, _recorded(module, "attention_forward", call), plan, arch or plan.arch)
+    joined: list[Any] = []
+    arguments = _recorded(module, "attention_forward", lambda: joined.extend(_recorded(module, "join_portions", call)))
+    with _compiling_for(arch or plan.arch):
+        module.join_portions.warmup(*joined, ROWS=16, grid=(1,), num_warps=4)
     return _compile(module.attention_forward, arguments, plan, arch or plan.arch)
 
 
@@ -182,7 +191,7 @@ def _map(plan: KernelPlan | BackwardPlan | HopperPlan, block: int) -> dict[str, 
         given["index"] = torch.zeros(lines, dtype=torch.int32)
     if isinstance(plan, (KernelPlan, HopperPlan)) and plan.bits:
         given["patterns"] = torch.zeros(lines, dtype=torch.int32)
-        given["words"] = torch.zeros(1, plan.block_q, plan.block_kv // 32, dtype=torch.int32)
+        given["words"] = torch.zeros(1, plan.queries, plan.block_kv // 32, dtype=torch.int32)
     if plan.runs != "always":
         given["broken"] = torch.zeros(1, dtype=torch.int32)
     return given
@@ -193,7 +202,7 @@ def _bounds(plan: KernelPlan | BackwardPlan | HopperPlan) -> torch.Tensor | None
 
 
 def _call_forward(module: Any, plan: KernelPlan, mask: Any, score: Any, extras: Extras) -> None:
-    bounds, given = _bounds(plan), _map(plan, plan.block_q)
+    bounds, given = _bounds(plan), _map(plan, plan.queries)
     module.forward(*_tensors(plan), 0.125, module.pack(*mask), module.pack(*score), bounds, bounds, **given, **extras)
 
 

@@ -1,0 +1,67 @@
+"""Which calls have few queries, and how they are served."""
+
+import pytest
+import torch
+
+import flexmask
+from flexmask import masks
+from flexmask.runtime import few
+from flexmask.runtime.checks import Shapes
+from flexmask.runtime.choice import Target, choose
+from flexmask.runtime.few import MANY, Few, few_of
+from flexmask.runtime.request import Request
+from flexmask.runtime.store import Store
+
+BY_HEAD = flexmask.mask(lambda b, h, q_idx, kv_idx: kv_idx <= q_idx + h)
+
+
+def found(mask, batch, heads, kv_heads, q_len, kv_len, dtype=torch.bfloat16):
+    request = Request(None if mask is None else mask.traced(), None, Shapes(batch, heads, kv_heads, q_len, kv_len, 128, 128))
+    return few_of(Store(), request, dtype, torch.device("cpu"))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(few, "processors_of", lambda device: 132)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((1, 32, 8, 1, 8192), Few(4, 16, True)),  # decoding
+        ((64, 32, 8, 1, 8192), Few(4, 16, False)),  # as many tiles as the GPU has room for
+        ((1, 32, 32, 1, 8192), Few(1, 16, True)),
+        ((1, 32, 32, 1, 512), MANY),  # too short to be split
+        ((1, 40, 8, 1, 8192), Few(8, 16, True)),  # five heads and room for three
+        ((1, 64, 1, 1, 8192), Few(64, 64, True)),
+        ((1, 128, 1, 1, 8192), MANY),  # more heads than a tile has rows, and as many tiles as processors
+        ((1, 8, 2, 32, 8192), Few(4, 64, True)),
+        ((1, 8, 2, 64, 8192), Few(1, 64, True)),  # sharing would not halve the tiles
+        ((2, 32, 32, 8192, 8192), MANY),
+        ((1, 4, 4, 0, 8192), MANY),
+        ((1, 4, 4, 8, 0), MANY),
+    ],
+)
+def test_sizes_decide(gpu, sizes, expected):
+    assert found(masks.causal, *sizes) == found(None, *sizes) == expected
+
+
+def test_heads_with_masks_of_their_own_share_nothing(gpu):
+    assert found(BY_HEAD, 1, 32, 8, 1, 8192) == Few(1, 16, True)
+
+
+def test_tiles_are_smaller_in_float32(gpu):
+    assert found(None, 1, 32, 8, 4, 8192, torch.float32) == Few(4, 16, True)
+    assert found(None, 1, 32, 8, 16, 8192, torch.float32) == Few(1, 16, True)
+
+
+def test_without_a_gpu_none_are_few():
+    assert found(None, 1, 32, 8, 1, 8192) == MANY
+
+
+def test_the_plans_are_those_of_the_kernel_for_few(gpu):
+    request = Request(masks.causal.traced(), None, Shapes(1, 32, 8, 1, 8192, 128, 128))
+    few = few_of(Store(), request, torch.bfloat16, torch.device("cpu"))
+    (choice,) = choose(Store(), request, Target(torch.bfloat16, 90, True, few.why, few=few))
+    assert choice.plan.is_few and choice.plan.queries == 4
+    assert choice.passed_over == "of so few queries up to 4 heads share a tile and rows are split among programs, which it does not do"
