@@ -183,21 +183,11 @@ def plan_forward(
     most so many `rows`.
     Raises BackendError for a dtype, head dim or GPU that no kernel is made for.
     """
-    if dtype not in ITEM_BYTES:
-        raise BackendError(f"GPU kernels take float16, bfloat16 or float32, not {dtype}. Cast q, k and v, or use backend='reference'.")
-    if arch < 80:
-        raise BackendError(f"GPU kernels need compute capability 8.0 or later; this GPU has {arch / 10}.")
     v_head_dim = v_head_dim or head_dim
-    if not 1 <= min(head_dim, v_head_dim) <= max(head_dim, v_head_dim) <= 256:
-        raise BackendError(f"GPU kernels take head dims from 1 to 256, got {head_dim} and {v_head_dim}.")
-    if loads == "tma" and arch < 90:
-        raise BackendError(f"TMA loads need compute capability 9.0 or later, not {arch / 10}.")
+    _check(head_dim, v_head_dim, dtype, arch, loads)
     masked = map_form == "list" and not pieces  # by the predicate, or by bits, which come through registers and shared memory
     work = 4 if heavy else 3 if score or masked else 0 if map_form == "none" else 2 if narrow else 1
-    dim = max(padded(head_dim), padded(v_head_dim))
-    block_q, block_kv, num_warps, num_stages = _row(dim, dtype, arch, loads)[work]
-    if gathers and loads == "tma" and dtype != "float32":
-        block_q, block_kv, num_warps, num_stages = _GATHERING.get(dim, (block_q, block_kv, num_warps, num_stages))
+    block_q, block_kv, num_warps, num_stages = _sizes(max(padded(head_dim), padded(v_head_dim)), dtype, arch, loads, work, gathers)
     num_stages = num_stages if pipelined else 1
     if pack > 1 or split:
         block_q, block_kv, num_warps = min(block_q, rows), min(block_kv, 64), 4
@@ -210,6 +200,25 @@ def plan_forward(
     if plan is None:
         raise BackendError(f"no kernel for head dims {head_dim} and {v_head_dim} in {dtype} fits a GPU of compute capability {arch / 10}.")
     return plan
+
+
+def _check(head_dim: int, v_head_dim: int, dtype: str, arch: int, loads: str) -> None:
+    """Raises BackendError for what no kernel is made for."""
+    if dtype not in ITEM_BYTES:
+        raise BackendError(f"GPU kernels take float16, bfloat16 or float32, not {dtype}. Cast q, k and v, or use backend='reference'.")
+    if arch < 80:
+        raise BackendError(f"GPU kernels need compute capability 8.0 or later; this GPU has {arch / 10}.")
+    if not 1 <= min(head_dim, v_head_dim) <= max(head_dim, v_head_dim) <= 256:
+        raise BackendError(f"GPU kernels take head dims from 1 to 256, got {head_dim} and {v_head_dim}.")
+    if loads == "tma" and arch < 90:
+        raise BackendError(f"TMA loads need compute capability 9.0 or later, not {arch / 10}.")
+
+
+def _sizes(dim: int, dtype: str, arch: int, loads: str, work: int, gathers: bool) -> Tile:
+    """Tiles, warps and stages by the greater padded head dim and by what a kernel does."""
+    if gathers and loads == "tma" and dtype != "float32" and dim in _GATHERING:
+        return _GATHERING[dim]
+    return _row(dim, dtype, arch, loads)[work]
 
 
 def _row(dim: int, dtype: str, arch: int, loads: str) -> Row:
