@@ -3,13 +3,15 @@ are read.
 
     python -m benchmarks.few [--queries 1 16] [--keys 8192] [--heads 32/8] [--batch 1] [--mask causal] [--json FILE]
 
-Contestants: flexmask, flexmask without the kernel for few queries, FlexAttention, and for "full" SDPA. Queries are the last ones of the
-keys. Errors are the greatest difference from the float64 reference on a few rows.
+Contestants: flexmask, flexmask without the kernel for few queries, FlexAttention, FA3 if it is installed, and for "full" SDPA. Queries
+are the last ones of the keys. Errors are the greatest difference from the float64 reference on a few rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +29,7 @@ from benchmarks.checks import check
 from benchmarks.versions import versions
 from flexmask.runtime import few
 
-HEAD_DIM = 128
+HEAD_DIM, WINDOW = 128, 4096
 Run = Callable[[], torch.Tensor]
 
 
@@ -37,7 +39,7 @@ def mask_of(name: str, queries: int, keys: int) -> flexmask.Mask | None:
         return None
     if name == "causal":
         return flexmask.mask(lambda b, h, q_idx, kv_idx: kv_idx <= q_idx + offset)
-    return flexmask.mask(lambda b, h, q_idx, kv_idx: (kv_idx <= q_idx + offset) & (kv_idx > q_idx + offset - 4096))
+    return flexmask.mask(lambda b, h, q_idx, kv_idx: (kv_idx <= q_idx + offset) & (kv_idx > q_idx + offset - WINDOW))
 
 
 @contextmanager
@@ -55,11 +57,28 @@ def contestants(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
     with without_few():
         other = flexmask.compile(mask, enable_gqa=grouped)
         yield "flexmask, as for many", lambda: other(q, k, v)
+    torch._dynamo.reset()  # each size is compiled for itself, and there are more than torch compiles of one function
     compiled: Any = torch.compile(flex_attention, dynamic=False)
     tiles = None if mask is None else create_block_mask(mask.function, None, None, queries, keys, device=q.device)
     yield "FlexAttention", lambda: compiled(q, k, v, block_mask=tiles, enable_gqa=grouped)
+    if importlib.util.find_spec("fa3_fwd_interface"):
+        yield "FA3", flash_attention(name, q, k, v)
     if mask is None:
         yield "SDPA", lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
+
+
+def flash_attention(name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Run:
+    """FlashAttention-3, which itself chooses whether to split keys and to share tiles; its layout is [batch, length, heads, head_dim]."""
+    attend: Any = importlib.import_module("fa3_fwd_interface").flash_attn_func
+    turned = [x.transpose(1, 2) for x in (q, k, v)]
+    options = {"causal": name == "causal", "num_splits": 0, "window_size": (WINDOW - 1, 0) if name == "window" else (-1, -1)}
+
+    def run() -> torch.Tensor:
+        found = attend(*turned, **options)
+        out: torch.Tensor = found[0] if isinstance(found, tuple) else found
+        return out.transpose(1, 2)
+
+    return run
 
 
 def microseconds(run: Run) -> float:
@@ -80,13 +99,14 @@ def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
         shapes = (batch, q_heads, queries, HEAD_DIM), (batch, kv_heads, keys, HEAD_DIM), (batch, kv_heads, keys, HEAD_DIM)
         q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes)
         row: dict[str, Any] = {"mask": name, "batch": batch, "heads": heads, "keys": keys, "queries": queries}
-        wanted = mask_of(name, queries, keys) or flexmask.mask(lambda b, h, q_idx, kv_idx: kv_idx >= 0)
+        mask = mask_of(name, queries, keys)
+        wanted = flexmask.masks.noop if mask is None else mask
         for label, run in contestants(name, q, k, v):
             try:
                 row[label] = {"error": check(run(), q, k, v, wanted), "us": microseconds(run)}
             except Exception as error:
                 row[label] = {"failure": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-        row["bytes"] = 2 * (k.numel() + v.numel()) * (min(1.0, 4096 / keys) if name == "window" else 1.0)
+        row["bytes"] = 2 * (k.numel() + v.numel()) * (min(1.0, WINDOW / keys) if name == "window" else 1.0)
         yield row
 
 

@@ -179,18 +179,19 @@ def plan_forward(
     `narrow` says that rows keep a stretch of keys cut at both ends, rather than all up to some key or all from one;
     `heavy` that the predicate or the score mod reads a table at places that depend on query and key, or computes very much;
     `gathers` that it is only the score mod, which reads single entries; not `pipelined` that it reads one at places computed from the
-    score: Triton's compiler breaks down over fetching those ahead. For few queries (`pack` and `split` as in KernelPlan) a tile has at
-    most so many `rows`.
+    score: Triton's compiler breaks down over fetching those ahead. Tiles of few queries (`pack` and `split`) have so many `rows` at most.
     Raises BackendError for a dtype, head dim or GPU that no kernel is made for.
     """
     v_head_dim = v_head_dim or head_dim
     _check(head_dim, v_head_dim, dtype, arch, loads)
     masked = map_form == "list" and not pieces  # by the predicate, or by bits, which come through registers and shared memory
     work = 4 if heavy else 3 if score or masked else 0 if map_form == "none" else 2 if narrow else 1
-    block_q, block_kv, num_warps, num_stages = _sizes(max(padded(head_dim), padded(v_head_dim)), dtype, arch, loads, work, gathers)
-    num_stages = num_stages if pipelined else 1
+    dim = max(padded(head_dim), padded(v_head_dim))
+    block_q, block_kv, num_warps, num_stages = _sizes(dim, dtype, arch, loads, work, gathers)
     if pack > 1 or split:
-        block_q, block_kv, num_warps = min(block_q, rows), min(block_kv, 64), 4
+        block_q, num_warps = min(block_q, rows), 4
+        block_kv, num_stages = _keys_of_few(dim, dtype, arch, work >= 3 and rows > 32) or (min(block_kv, 64), num_stages)
+    num_stages = num_stages if pipelined else 1
     plan: KernelPlan | None = KernelPlan(
         head_dim, v_head_dim, dtype, map_form, pieces, bits, starts, runs, score, block_q, block_kv, num_warps, num_stages, loads, arch,
         pack, split,
@@ -219,6 +220,14 @@ def _sizes(dim: int, dtype: str, arch: int, loads: str, work: int, gathers: bool
     if gathers and loads == "tma" and dtype != "float32" and dim in _GATHERING:
         return _GATHERING[dim]
     return _row(dim, dtype, arch, loads)[work]
+
+
+def _keys_of_few(dim: int, dtype: str, arch: int, masked: bool) -> tuple[int, int] | None:
+    """Keys of a tile, and stages, where queries are few and the shared memory great: as much in flight as that holds, by one program a
+    multiprocessor. `masked` ones have addresses for many pairs to keep."""
+    if dtype == "float32" or SHARED_BYTES.get(arch, 0) < SHARED_BYTES[90]:
+        return None
+    return (64 if dim > 128 or masked else 128), 3
 
 
 def _row(dim: int, dtype: str, arch: int, loads: str) -> Row:

@@ -12,9 +12,9 @@ from .launcher import addressable, describe, results_of, rising, strides, withou
 
 
 def portions_of(programs, kv_len, device):
-    """Among how many programs to split the keys of each tile row: about two for each multiprocessor in all, with four tiles or more."""
-    most = max(1, triton.cdiv(kv_len, BLOCK_KV.value) // 4)
-    return max(1, min(2 * processors(device) // max(1, programs), most, 64))
+    """Among how many programs to split the keys of each tile row: one for each multiprocessor in all, as two take turns at the memory, each
+    with two tiles of keys or more."""
+    return max(1, min(processors(device) // max(1, programs), triton.cdiv(kv_len, BLOCK_KV.value) // 2))
 
 
 def portion_memory(out, portions):
@@ -67,8 +67,9 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
         num_warps=NUM_WARPS.value, num_stages=NUM_STAGES.value, enable_fp_fusion=True,
     )  # fmt: skip
     if SPLIT:
-        join_portions[(triton.cdiv(rows, 16),)](
-            *memory, out, lse, rows, q_len, heads, portions, *out.stride()[:3], broken, sinks, peaks, finish[0], finish[2], ROWS=16,
-            num_warps=4, enable_fp_fusion=True,
+        together = 4 if portions <= 4 else 16
+        join_portions[(triton.cdiv(rows, 16 // together),)](
+            *memory, out, lse, rows, q_len, heads, portions, *out.stride()[:3], broken, sinks, peaks, finish[0], finish[2],
+            ROWS=16 // together, TOGETHER=together, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return out, lse

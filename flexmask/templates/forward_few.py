@@ -243,26 +243,29 @@ def attention_forward(
 @triton.jit(do_not_specialize=["rows", "q_len", "heads", "portions"])
 def join_portions(
     portion_sums, portion_totals, portion_heights, out, lse, rows, q_len, heads, portions, stride_ob, stride_oh, stride_on, broken,
-    sinks, peaks, seed, factor, ROWS: tl.constexpr,
+    sinks, peaks, seed, factor, ROWS: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """ROWS of the output, of `rows` in all, from what the portions have left of them."""
+    """ROWS of the output, of `rows` in all, from what the portions have left of them, TOGETHER of these at a time."""
     if stands_down(broken):
         return
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     exists = row < rows
-    column = tl.arange(0, PADDED_V_DIM)[None, :]
+    column = tl.arange(0, PADDED_V_DIM)[None, None, :]
     acc = tl.zeros([ROWS, PADDED_V_DIM], tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     height = tl.full([ROWS], float("-inf"), tl.float32)
-    for portion in range(portions):
-        at = row + portion * rows.to(tl.int64)
-        found = tl.load(portion_heights + at, mask=exists, other=float("-inf"))
-        top = tl.maximum(height, found)
+    for first in range(0, portions, TOGETHER):
+        portion = first + tl.arange(0, TOGETHER)[:, None]
+        at = row[None, :] + portion * rows.to(tl.int64)
+        there = exists[None, :] & (portion < portions)
+        found = tl.load(portion_heights + at, mask=there, other=float("-inf"))
+        top = tl.maximum(height, tl.max(found, axis=0))
         base = tl.where(top == float("-inf"), 0.0, top)
-        before, now = tl.exp2(height - base), tl.exp2(found - base)
-        sums = tl.load(portion_sums + at[:, None] * V_HEAD_DIM + column, mask=exists[:, None] & (column < V_HEAD_DIM), other=0.0)
-        acc = acc * before[:, None] + sums * now[:, None]
-        total = total * before + tl.load(portion_totals + at, mask=exists, other=0.0) * now
+        before, now = tl.exp2(height - base), tl.exp2(found - base[None, :])
+        places = portion_sums + at[:, :, None] * V_HEAD_DIM + column
+        sums = tl.load(places, mask=there[:, :, None] & (column < V_HEAD_DIM), other=0.0)
+        acc = acc * before[:, None] + tl.sum(sums * now[:, :, None], axis=0)
+        total = total * before + tl.sum(tl.load(portion_totals + at, mask=there, other=0.0) * now, axis=0)
         height = top
     head, query = row // q_len % heads, row % q_len
     to = out + row // q_len // heads * stride_ob + head * stride_oh + query * stride_on

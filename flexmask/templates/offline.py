@@ -95,7 +95,7 @@ def compile_offline(
     joined: list[Any] = []
     arguments = _recorded(module, "attention_forward", lambda: joined.extend(_recorded(module, "join_portions", call)))
     with _compiling_for(arch or plan.arch):
-        module.join_portions.warmup(*joined, ROWS=16, grid=(1,), num_warps=4)
+        module.join_portions.warmup(*joined, ROWS=1, TOGETHER=16, grid=(1,), num_warps=4)
     return _compile(module.attention_forward, arguments, plan, arch or plan.arch)
 
 
