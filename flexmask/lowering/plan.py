@@ -100,7 +100,7 @@ class KernelPlan:
         parts += ["bits of partial tiles"] * self.bits
         parts += [f"where the map's flag says {self.runs}"] * (self.runs != "always")
         parts += ["predicate evaluated"] * self.evaluated + ["score mod"] * self.score
-        parts += [f"up to {self.pack} heads a tile"] * (self.pack > 1) + ["rows split among programs"] * self.split
+        parts += [f"up to {self.pack} heads a tile"] * (self.pack > 1) + ["rows split"] * self.split
         parts += [f"tiles {self.block_q}x{self.block_kv}", f"{self.num_warps} warps", f"{self.num_stages} stages", f"{self.loads} loads"]
         return ", ".join(parts)
 

@@ -25,7 +25,8 @@ class HopperPlan:
     "always", or "hold" or "fail" for a kernel that does nothing unless the map's flag on the device says so. Each of `consumers`
     warpgroups takes 64 rows of a tile. `stages` tiles of keys and values are in flight and `q_stages` of queries. The `schedule` is "grid"
     (a program a tile), "stride" (resident programs, each takes every so many-th tile) or "queue" (resident programs that take the next
-    tile when they are done). Registers are those of a thread that multiplies and of one that loads.
+    tile when they are done). Registers are those of a thread that multiplies and of one that loads. Of few queries: `pack` heads share a
+    tile (1 or 2, each with a warpgroup of its own), and each tile row's keys are `split` among programs.
 
     Raises ValueError for what is no kernel, or needs more shared memory or registers than there are.
 
@@ -54,6 +55,8 @@ class HopperPlan:
     consumer_registers: int
     producer_registers: int
     arch: int
+    pack: int = 1
+    split: bool = False
 
     def __post_init__(self) -> None:
         for field, known in CHOICES.items():
@@ -66,6 +69,10 @@ class HopperPlan:
         if self.map_form == "list" and (self.pieces > 0) + self.crossed + self.bits != 1:
             raise ValueError(
                 "PARTIAL tiles of a list compare either with intervals of the rows (pieces) or of the keys (crossed), or read bits"
+            )
+        if self.pack not in (1, self.consumers) or self.pack > 2:
+            raise ValueError(
+                f"either each of two warpgroups has a head of its own, or all have the same, not {self.pack} in {self.consumers}"
             )
         if min(self.stages, self.q_stages) < 1 or self.shared_bytes() > SHARED_BYTES:
             raise ValueError(f"needs {self.shared_bytes()} bytes of shared memory of {SHARED_BYTES}: use fewer stages or smaller tiles")
@@ -91,13 +98,19 @@ class HopperPlan:
         parts += ["bits of partial tiles"] * self.bits
         parts += [f"where the map's flag says {self.runs}"] * (self.runs != "always")
         parts += ["score mod"] * self.score
+        parts += ["2 heads a tile"] * (self.pack > 1) + ["rows split"] * self.split
         parts += [f"tiles {self.block_q}x{self.block_kv}", f"{self.stages} stages", self.schedule]
         return ", ".join([*parts, f"{self.consumer_registers}/{self.producer_registers} registers"])
 
     @property
     def queries(self) -> int:
         """Queries of a tile, and of a tile row of the map."""
-        return self.block_q
+        return self.block_q // self.pack
+
+    @property
+    def is_few(self) -> bool:
+        """Whether this is a kernel for few queries."""
+        return self.pack > 1 or self.split
 
     @property
     def template(self) -> str:
@@ -133,11 +146,11 @@ class HopperPlan:
         return both & -both
 
     def shared_bytes(self) -> int:
-        """Shared memory: queries, output, keys and values of all stages; and records, barriers and the cuts of keys."""
+        """Shared memory: queries, output (but sums, of split rows), keys and values of all stages; and records, barriers and the cuts of keys."""
         if self.wide:
             halves = self.q_stages * self.block_q * max(self.padded_dim, self.padded_v_dim)
         else:
-            halves = self.q_stages * self.block_q * self.padded_dim + self.block_q * self.padded_v_dim
+            halves = self.q_stages * self.block_q * self.padded_dim + self.block_q * self.padded_v_dim * (not self.split)
         halves += self.stages * self.block_kv * (self.padded_dim + self.padded_v_dim)
         return 2 * halves + 512 + self.stages * (32 + self.crossed * self.block_kv * 4)
 
@@ -190,11 +203,14 @@ def plan_hopper(
     heavy: bool = False,
     narrow: bool = False,
     schedule: str = "queue",
+    pack: int = 1,
+    split: bool = False,
 ) -> HopperPlan | str:
     """The plan of a Hopper forward kernel, or why this template does not serve, as a clause for `explain`.
 
     `evaluated` says that PARTIAL tiles would need the predicate; `heavy` that the score mod reads a table at places
-    that depend on query and key; `narrow` that rows keep few keys, so that most tiles are PARTIAL.
+    that depend on query and key; `narrow` that rows keep few keys, so that most tiles are PARTIAL. Of few queries: `pack` and `split` as in
+    HopperPlan.
 
     >>> print(plan_hopper(192, 128))
     hopper forward D192/128 bfloat16 sm_90, no mask, tiles 128x128, 2 stages, queue, 240/24 registers
@@ -206,12 +222,12 @@ def plan_hopper(
         return reason
     dims = padded_dim(head_dim), padded_dim(v_head_dim)
     # a third warpgroup pays where heads are small enough for it and most tiles are FULL
-    tall = dims == (64, 64) and map_form != "list" and not (narrow or score)
+    tall = dims == (64, 64) and map_form != "list" and not (narrow or score or pack > 1)
     consumer, producer = (160, 32) if tall else (240, 24) if max(dims) > 128 else (232, 40)
     q_stages = 1 if schedule == "grid" or max(dims) > 128 else 2
     least = HopperPlan(
         head_dim, v_head_dim, dtype, map_form, pieces, crossed, bits, starts, runs, score,
-        192 if tall else 128, 64, 2, q_stages, schedule, consumer, producer, arch,
+        192 if tall else 128, 64, 2, q_stages, schedule, consumer, producer, arch, pack, split,
     )  # fmt: skip
     return _grown(least, 3 if tall else 4)
 

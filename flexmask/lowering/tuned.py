@@ -88,7 +88,7 @@ def changed(plan: P, sizes: Mapping[str, int]) -> P | None:
     """The plan with these sizes; None where there is no such plan, or it does not fit the GPU's shared memory, or must stay as it is."""
     if getattr(plan, "scatter", "") in ("peak", "fixed"):
         return None  # two launches must sum over the same tiles, whatever the GPU
-    if isinstance(plan, KernelPlan) and plan.is_few:
+    if getattr(plan, "is_few", False):
         return None  # its tiles are made for the queries of a call
     if not sizes.keys() <= {field.name for field in fields(plan)} & set(SIZES):
         return None

@@ -11,7 +11,7 @@ import torch
 from ..analysis import Form
 from ..ir import KV_LEN, Expr, Q, const, uses
 from ..lowering import HopperPlan, KernelPlan, plan_forward, plan_hopper
-from .few import MANY, Few
+from .few import MANY, Served
 from .maps import host_variant
 from .request import Request
 from .store import Store
@@ -39,14 +39,14 @@ class Choice:
 @dataclass(frozen=True)
 class Target:
     """What kernels are made for, besides a request: dtype, compute capability, whether TMA can read q, k and v, what keeps the call to
-    plain Triton, if anything, whether gradients must come out the same at every run, and what few queries are given."""
+    plain Triton, if anything, whether gradients must come out the same at every run, and how few queries are served."""
 
     dtype: torch.dtype
     arch: int
     tma: bool
     plain: Plain = FREE
     deterministic: bool = False
-    few: Few = MANY
+    few: Served = MANY
 
     @property
     def dtype_name(self) -> str:
@@ -111,6 +111,7 @@ def _hopper(request: Request, target: Target, variant: Variant, narrow: bool) ->
         s.head_dim, s.v_head_dim, dtype=target.dtype_name, arch=target.arch, map_form=variant.map_form, crossed=variant.crossed,
         pieces=0 if variant.crossed else variant.pieces, starts=variant.starts, runs=variant.runs, score=request.score is not None,
         evaluated=variant.evaluated, bits=variant.bits, heavy=is_costly(*mods) or reads_by_score(*mods), narrow=narrow,
+        pack=target.few.hopper.pack, split=target.few.hopper.split,
     )  # fmt: skip
 
 
@@ -123,7 +124,7 @@ def _plain(store: Store, request: Request, target: Target, variant: Variant) -> 
         loads="tma" if target.tma and target.arch >= 90 else "pointer", narrow=is_narrow(store, request),
         heavy=is_costly(*mods) or reads_by_score(*mods), pipelined=not reads_by_score(*mods),
         gathers=only_gathers(request.score) and not (variant.evaluated or variant.bits or target.plain == DROPOUT),
-        pack=target.few.pack, rows=target.few.rows, split=target.few.split,
+        pack=target.few.plain.pack, rows=target.few.plain.rows, split=target.few.plain.split,
     )  # fmt: skip
 
 

@@ -10,27 +10,37 @@ import torch
 from .request import Request
 from .store import Store
 
-# rows of a tile; in float32 as many as products of these fit the registers at any head dim
+# rows of a tile of plain Triton; in float32 as many as products of these fit the registers at any head dim
 MOST_ROWS, MOST_FLOAT32_ROWS = 64, 16
+# rows of a tile of the Hopper kernel, and of each head where two share one
+HOPPER_ROWS, HOPPER_HEAD_ROWS = 128, 64
 # splitting shorter rows would not pay for adding up the parts
 LEAST_KEYS = 1024
 
 
 class Few(NamedTuple):
-    """How many heads share a tile (a power of two), its rows, and whether its keys are split; `rows` is 0 where there are many queries."""
+    """How a kernel serves few queries: how many heads share a tile (a power of two), its rows, and whether its keys are split."""
 
     pack: int = 1
     rows: int = 0
     split: bool = False
 
     @property
-    def why(self) -> str:
-        """Why the call keeps to plain Triton; "" where it need not."""
-        done = [f"up to {self.pack} heads share a tile"] * (self.pack > 1) + ["rows are split among programs"] * self.split
-        return f"of so few queries {' and '.join(done)}, which it does not do" if done else ""
+    def done(self) -> str:
+        """What is done for them; "" if nothing."""
+        parts = [f"up to {self.pack} heads share a tile"] * (self.pack > 1) + ["rows are split among programs"] * self.split
+        return " and ".join(parts)
 
 
-MANY = Few()
+class Served(NamedTuple):
+    """How plain Triton and how the Hopper kernel would serve a call; `why` the call keeps to plain Triton, "" where it need not."""
+
+    plain: Few = Few()
+    hopper: Few = Few()
+    why: str = ""
+
+
+MANY = Served()
 
 
 @lru_cache(maxsize=64)
@@ -39,18 +49,40 @@ def processors_of(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
 
 
-def few_of(store: Store, request: Request, dtype: torch.dtype, device: torch.device) -> Few:
-    """How a call is served if its queries are few: heads share tiles where that at least halves these, and the mask is the same for all
-    heads; rows are split where there would be two programs or more for each that there is without."""
+def served(store: Store, request: Request, dtype: torch.dtype, device: torch.device) -> Served:
+    """How a call is served if its queries are few. Calls whose rows fit a tile or so of plain Triton's kernel keep to that, as they wait
+    for the memory whatever multiplies."""
     processors, s = processors_of(device), request.shapes
     if not processors or 0 in (s.q_len, s.kv_len, s.batch, s.heads):
         return MANY
-    most, group = MOST_FLOAT32_ROWS if dtype == torch.float32 else MOST_ROWS, s.heads // s.kv_heads
     by_head = request.mask is not None and store.facts(request.mask)[1].uses_h
+    group = 1 if by_head else s.heads // s.kv_heads
+    return _served(s.q_len, s.kv_len, s.batch * s.heads, group, MOST_FLOAT32_ROWS if dtype == torch.float32 else MOST_ROWS, processors)
+
+
+@lru_cache(maxsize=4096)
+def _served(q_len: int, kv_len: int, heads: int, group: int, most: int, processors: int) -> Served:
+    """By sizes: `heads` of all batch entries, of which each `group` may share tiles of at most so many rows."""
+    plain, hopper = _plain(q_len, heads, group, most, kv_len, processors), _hopper(q_len, heads, group, kv_len, processors)
+    small = plain != Few() and q_len * group <= MOST_ROWS
+    return Served(plain, hopper, f"so few queries wait for the memory, and {plain.done}" if small else "")
+
+
+def _plain(q_len: int, heads: int, group: int, most: int, kv_len: int, processors: int) -> Few:
+    """Heads share tiles where that at least halves these; rows are split where there would be two programs or more for each that there
+    is without."""
     pack = 1 << (group - 1).bit_length()
-    if by_head or pack > most or 2 * -(-s.q_len // (most // pack)) > group * -(-s.q_len // most):
+    if pack > most or 2 * -(-q_len // (most // pack)) > group * -(-q_len // most):
         pack = 1
-    rows = min(most, max(16, 1 << (min(s.q_len, most) * pack - 1).bit_length()))
-    tiles = -(-s.q_len // (rows // pack)) * s.batch * (s.kv_heads if pack > 1 else s.heads)
-    split = 2 * tiles <= processors and s.kv_len >= LEAST_KEYS
-    return Few(pack, rows, split) if pack > 1 or split else MANY
+    rows = min(most, max(16, 1 << (min(q_len, most) * pack - 1).bit_length()))
+    tiles = -(-q_len // (rows // pack)) * heads // (group if pack > 1 else 1)
+    split = 2 * tiles <= processors and kv_len >= LEAST_KEYS
+    return Few(pack, rows, split) if pack > 1 or split else Few()
+
+
+def _hopper(q_len: int, heads: int, group: int, kv_len: int, processors: int) -> Few:
+    """Heads share tiles in twos where a quarter of these is saved; rows are split where there is room for two programs for each."""
+    paired, alone = -(-q_len // HOPPER_HEAD_ROWS) * heads // 2, -(-q_len // HOPPER_ROWS) * heads
+    pack = 2 if group % 2 == 0 and 4 * paired <= 3 * alone else 1
+    split = 2 * (paired if pack > 1 else alone) <= processors and kv_len >= LEAST_KEYS
+    return Few(pack, HOPPER_ROWS, split) if pack > 1 or split else Few()

@@ -20,7 +20,7 @@ from ..templates.assemble_hopper import assemble_hopper
 from . import cpu, launch, tuning
 from .choice import DROPOUT, Choice, Target, arch_of, choose, look_at
 from .extras import NO_EXTRAS, Extras
-from .few import few_of
+from .few import served
 from .maps import find_device_maps, find_map
 from .recipes import captures_of
 from .replay import Replays, Standing
@@ -75,7 +75,7 @@ def run_triton(
         with torch.cuda.device(q.device):
             return run_triton(store, request, q, k, v, scale, extras)
     tma = q.is_cuda and launch.fits_tma(q, k, v)
-    few = few_of(store, request, q.dtype, q.device)
+    few = served(store, request, q.dtype, q.device)
     target = Target(q.dtype, arch_of(q.device), tma, DROPOUT if extras.dropout_p else few.why, few=few)
 
     mask, score, queue = _captures(request.mask), _captures(request.score), launch.queue_of(q.device)
@@ -197,7 +197,7 @@ def kernel_paths(store: Store, request: Request, dtype: torch.dtype) -> list[Pat
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     if dtype == torch.float64:  # the CPU's own type: a kernel would take the next smaller one
         dtype = torch.float32
-    few = few_of(store, request, dtype, device)
+    few = served(store, request, dtype, device)
     target = Target(dtype, arch_of(device), True, few.why, few=few)
     tuned = tuning.find(store, request, device, subject(store, request, target, device))
     return [_file(store, request, choice.plan) for choice in choose(store, request, target, tuned=tuned)]
@@ -209,7 +209,7 @@ def describe(store: Store, request: Request, tensors: tuple[torch.Tensor, ...], 
         return _cpu_map(store, request), ["kernel          torch matrix products over the kept tiles"]
     q, k, v = tensors
     lines, tile_map = [], None
-    few = few_of(store, request, q.dtype, q.device)
+    few = served(store, request, q.dtype, q.device)
     target = Target(q.dtype, arch_of(q.device), q.is_cuda and launch.fits_tma(q, k, v), few.why, few=few)
     tuned = tuning.find(store, request, q.device, subject(store, request, target, q.device))
     for choice in choose(store, request, target, look_at(store, request, q.device), tuned):

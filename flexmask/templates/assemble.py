@@ -59,17 +59,24 @@ def _kernel(plan: KernelPlan, text: str) -> list[str]:
     if not plan.is_few:
         return [text]
     kept = [function for name, function in _functions(text).items() if name not in ("attention_forward", "find_tile", "store_rows")]
-    return [*kept, _sections("forward_few.py")["few queries"]]
+    portions = _functions(_sections("portions.py")["portions"])
+    if not plan.split:
+        del portions["join_portions"]
+    return [*kept, *portions.values(), _sections("forward_few.py")["few queries"]]
 
 
 def _launcher(plan: KernelPlan, text: str) -> list[str]:
     """The host functions that go with it."""
     if not plan.is_few:
         return [text]
-    few = _sections("few_launcher.py")["functions"]
-    processors = _functions(_sections("hopper_turns.py")["functions"])["processors"]
     kept = {name: function for name, function in _functions(text).items() if name not in ("forward", "attention", "resident_heads")}
-    return [*kept.values(), processors, few, _functions(text)["attention"]]
+    few = _functions(_branches(_sections("few_launcher.py")["functions"], "SPLIT", plan.split))
+    if plan.split:
+        kept["processors"] = _functions(_sections("hopper_turns.py")["functions"])["processors"]
+        kept["portions"] = _sections("portions.py")["functions"]
+    else:
+        del few["portions_of"]
+    return [*kept.values(), *few.values(), _functions(text)["attention"]]
 
 
 def assemble_tiles(
@@ -170,6 +177,20 @@ def _functions(text: str) -> dict[str, str]:
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
             found[node.name] = "\n".join(lines[first - 1 : node.end_lineno])
     return found
+
+
+def _branches(text: str, name: str, value: bool) -> str:
+    """The text with one branch of every `if` that asks for a constant of this name and value."""
+    lines = text.split("\n")
+    branches = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.If)]
+    for node in sorted(branches, key=lambda node: -node.lineno):  # from below, so that numbers of lines stay true
+        test = node.test.operand if isinstance(node.test, ast.UnaryOp) else node.test
+        if not isinstance(test, ast.Name) or test.id != name:
+            continue
+        otherwise = (node.body[-1].end_lineno or 0) + 1  # the line of `else`, if there is one
+        taken = lines[node.lineno : otherwise - 1] if value == (test is node.test) else lines[otherwise : node.end_lineno]
+        lines[node.lineno - 1 : node.end_lineno] = [line[4:] for line in taken]
+    return "\n".join(lines)
 
 
 @lru_cache(maxsize=8)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from ..lowering.plan_hopper import HopperPlan
-from .assemble import _comments, _functions, _helpers, _join, _sections
+from .assemble import _branches, _comments, _functions, _helpers, _join, _sections
 
 HOPPER_IMPORTS = """import torch
 import triton
@@ -40,7 +40,7 @@ def assemble_hopper(plan: HopperPlan, score: str | None = None, header: Sequence
     helpers = [in_gluon(text) for text in _helpers([score] if score else [])]
     mods = [in_gluon(score)] if score else [given["mods"]]
     imports = HOPPER_IMPORTS
-    if any(re.search(r"\btl\.", text) for text in helpers + mods):  # what Gluon has no name of its own for
+    if plan.split or any(re.search(r"\btl\.", text) for text in helpers + mods):  # what Gluon has no name of its own for
         imports = imports.replace("import triton\n", "import triton\nimport triton.language as tl\n")
     wide = ["constants of wide plans"] * plan.wide
     constants = "".join(given[title] for title in ["constants of the plan", *wide, "kernel"])
@@ -53,15 +53,25 @@ def assemble_hopper(plan: HopperPlan, score: str | None = None, header: Sequence
         *mods,
         *(shared[name] for name in ("barriers", "turns", "halves", "bits", "cuts")),
         *[_sections("hopper_forward_wide.py")["functions of wide plans"]] * plan.wide,
-        decided(_sections("hopper_forward_load.py")["the warp that loads"], plan.wide),
+        *[decided(_sections("hopper_forward_portion.py")["functions of split plans"], plan.wide)] * plan.split,
+        decided(_sections("hopper_forward_load.py")["the warp that loads"], plan.wide, plan.split),
         decided(_sections("hopper_forward_softmax.py")["scores"], plan.wide),
-        decided(_sections("hopper_forward.py")["functions"], plan.wide),
+        decided(_sections("hopper_forward.py")["functions"], plan.wide, plan.split),
+        *_portions(plan),
         host["constants"],
         *(functions[name] for name in _HOST),
         _sections("hopper_turns.py")["functions"],
-        decided(launcher["functions"], plan.wide),
+        decided(launcher["functions"], plan.wide, plan.split),
     ]
     return _join(parts)
+
+
+def _portions(plan: HopperPlan) -> list[str]:
+    """What adds up the portions of a tile row, and its host side, where rows are split: plain Triton's."""
+    if not plan.split:
+        return []
+    portions = _sections("portions.py")
+    return [_functions(_sections("forward.py")["functions"])["add_sink"], portions["portions"], portions["functions"]]
 
 
 def _values(plan: HopperPlan) -> dict[str, object]:
@@ -73,28 +83,20 @@ def _values(plan: HopperPlan) -> dict[str, object]:
         "Q_STAGES": plan.q_stages, "SCHEDULE": plan.schedule, "CONSUMER_REGISTERS": plan.consumer_registers,
         "PRODUCER_REGISTERS": plan.producer_registers, "MAP_FORM": plan.map_form, "PIECES": plan.pieces, "CROSSED": plan.crossed,
         "BITS": plan.bits, "STARTS": plan.starts, "RUNS": plan.runs, "SCORE": plan.score,
+        "PACK": plan.pack, "SPLIT": plan.split,
     }  # fmt: skip
 
 
-@lru_cache(maxsize=16)
-def decided(text: str, wide: bool) -> str:
-    """The text with one branch of every `if WIDE:`, `if not WIDE:` and its `else`.
+@lru_cache(maxsize=64)
+def decided(text: str, wide: bool, split: bool = False) -> str:
+    """The text with one branch of every `if WIDE:`, `if not WIDE:` and its `else`, and of the same with SPLIT.
 
     >>> print(decided("if WIDE:\\n    load_parts()\\nelse:\\n    # all at once\\n    load()\\nwait()", False))
     # all at once
     load()
     wait()
     """
-    lines = text.split("\n")
-    branches = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.If)]
-    for node in sorted(branches, key=lambda node: -node.lineno):  # from below, so that numbers of lines stay true
-        test = node.test.operand if isinstance(node.test, ast.UnaryOp) else node.test
-        if not isinstance(test, ast.Name) or test.id != "WIDE":
-            continue
-        otherwise = (node.body[-1].end_lineno or 0) + 1  # the line of `else`, if there is one
-        taken = lines[node.lineno : otherwise - 1] if wide == (test is node.test) else lines[otherwise : node.end_lineno]
-        lines[node.lineno - 1 : node.end_lineno] = [line[4:] for line in taken]
-    return "\n".join(lines)
+    return _branches(_branches(text, "SPLIT", split), "WIDE", wide)
 
 
 class Code(str):

@@ -4,9 +4,10 @@ import torch
 import triton
 
 from .forward import BLOCK_KV, NUM_STAGES, NUM_WARPS, PACK, PADDED_DIM, PADDED_V_DIM, QUERIES, SPLIT, TMA
-from .forward_few import attention_forward, join_portions
+from .forward_few import attention_forward
 from .hopper_turns import processors
 from .launcher import addressable, describe, results_of, rising, strides, without_keys
+from .portions import add_portions, portion_memory
 
 # ---- functions
 
@@ -15,15 +16,6 @@ def portions_of(programs, kv_len, device):
     """Among how many programs to split the keys of each tile row: one for each multiprocessor in all, as two take turns at the memory, each
     with two tiles of keys or more."""
     return max(1, min(processors(device) // max(1, programs), triton.cdiv(kv_len, BLOCK_KV.value) // 2))
-
-
-def portion_memory(out, portions):
-    """Room for what each portion leaves: its sums, denominators and greatest scores; none where rows are not split."""
-    if not SPLIT:
-        return None, None, None
-    sums = torch.empty(portions, *out.shape, dtype=torch.float32, device=out.device)
-    totals = torch.empty(portions, *out.shape[:3], dtype=torch.float32, device=out.device)
-    return sums, totals, torch.empty(portions, *out.shape[:3], dtype=torch.float32, device=out.device)
 
 
 def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row_starts=None, row_stops=None,
@@ -50,15 +42,19 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
     q, k, v = addressable(q), addressable(k), addressable(v)
     tiles, units = triton.cdiv(q_len, QUERIES.value), k.shape[1] if PACK.value > 1 else heads
     programs, tile_map = tiles * batch * units, counts if ranges is None else ranges
-    portions = (portions or portions_of(programs, kv_len, q.device)) if SPLIT else 1
-    memory, rows, finish = portion_memory(out, portions), batch * heads * q_len, dropout or (None, 0, 1.0)
+    if SPLIT:
+        portions = portions or portions_of(programs, kv_len, q.device)
+        memory = portion_memory(out, portions)
+    else:
+        portions, memory = 1, (None, None, None)
+    finish = dropout or (None, 0, 1.0)
     sinks = None if sinks is None else sinks.contiguous()
     sources = (k, v)
     if TMA:
         sources = (describe(k, BLOCK_KV.value, PADDED_DIM.value), describe(v, BLOCK_KV.value, PADDED_V_DIM.value))
     attention_forward[(programs * portions,)](
         q, *sources, out, lse, *memory,
-        float(scale), q_len, kv_len, heads, group, int(k.shape[0] > 1), units, portions, rows,
+        float(scale), q_len, kv_len, heads, group, int(k.shape[0] > 1), units, portions, lse.numel(),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         *mask_captures, *score_captures,
         row_starts, row_stops, *strides(row_starts, q_len),
@@ -67,9 +63,5 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
         num_warps=NUM_WARPS.value, num_stages=NUM_STAGES.value, enable_fp_fusion=True,
     )  # fmt: skip
     if SPLIT:
-        together = 4 if portions <= 4 else 16
-        join_portions[(triton.cdiv(rows, 16 // together),)](
-            *memory, out, lse, rows, q_len, heads, portions, *out.stride()[:3], broken, sinks, peaks, finish[0], finish[2],
-            ROWS=16 // together, TOGETHER=together, num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
+        add_portions(memory, out, lse, broken, sinks, peaks, finish[0], finish[2])
     return out, lse

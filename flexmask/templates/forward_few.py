@@ -1,8 +1,8 @@
 """Forward attention where there are few queries: query heads that share keys share a tile too, and a tile's keys are split among programs.
 
 A tile has QUERIES queries of each of up to PACK heads, one head after the other. With SPLIT, `portions` programs take their portion of the
-tiles of keys each, and leave sums in memory that `join_portions` adds up. `assemble` joins this module with forward.py, whose functions
-walk and mask the tiles, and leaves its kernel out.
+tiles of keys each, and leave sums in memory that portions.py adds up. `assemble` joins this module with forward.py, whose functions walk
+and mask the tiles, and leaves its kernel out.
 """
 
 import triton
@@ -14,7 +14,6 @@ from .forward import (
     BLOCK_KV,
     BLOCK_Q,
     HEAD_DIM,
-    LN2,
     LOG2E,
     MAP_FORM,
     PACK,
@@ -22,12 +21,10 @@ from .forward import (
     PADDED_V_DIM,
     PIECES,
     QUERIES,
-    RUNS,
     SCORE,
     SPLIT,
     TMA,
     V_HEAD_DIM,
-    add_sink,
     attend_bits,
     attend_list,
     attend_span,
@@ -35,19 +32,9 @@ from .forward import (
     mask_row,
     score_row,
 )
+from .portions import finish_rows, stands_down
 
 # ---- few queries
-
-
-@triton.jit
-def stands_down(broken):
-    """Whether this kernel's partner does the work."""
-    idle = False
-    if RUNS == "hold":
-        idle = tl.load(broken) != 0
-    if RUNS == "fail":
-        idle = tl.load(broken) != 1
-    return idle
 
 
 @triton.jit
@@ -131,25 +118,6 @@ def rows_of(m, unit, q_len, group):
         query = m * BLOCK_Q + place
         exists = query < q_len
     return head, query, exists
-
-
-@triton.jit
-def finish_rows(acc, total, height, row, head, exists, to, lse, sinks, peaks, seed, factor):
-    """Stores log-sum-exp and greatest score of rows; `to` points at their places in the output."""
-    if peaks is not None:
-        # no NaN is greatest, but it is in the sum
-        certain = (total >= 0.0) | (height == float("inf"))
-        tl.store(peaks + row, tl.where(certain, height * LN2, total), mask=exists)
-    if sinks is not None:
-        acc, total, height = add_sink(acc, total, height, tl.load(sinks + head, mask=exists, other=0.0).to(tl.float32) * LOG2E)
-    # not `total > 0`: a NaN must come out as NaN
-    empty = total == 0.0
-    share = 1.0 / tl.where(empty, 1.0, total)
-    if seed is not None:
-        share = share * factor
-    tl.store(lse + row, tl.where(empty, float("-inf"), (height + tl.log2(total)) * LN2), mask=exists)
-    column = tl.arange(0, PADDED_V_DIM)[None, :]
-    tl.store(to[:, None] + column, (acc * share[:, None]).to(to.dtype.element_ty), mask=exists[:, None] & (column < V_HEAD_DIM))
 
 
 # lengths and counts are not specialised on: another length must not compile another kernel
@@ -237,36 +205,4 @@ def attention_forward(
         tl.store(portion_sums + row[:, None] * V_HEAD_DIM + column, acc, mask=exists[:, None] & (column < V_HEAD_DIM))
     else:
         to = out + b64 * stride_ob + head64 * stride_oh + query64 * stride_on
-        finish_rows(acc, total, height, row, head, exists, to, lse, sinks, peaks, seed, factor)
-
-
-@triton.jit(do_not_specialize=["rows", "q_len", "heads", "portions"])
-def join_portions(
-    portion_sums, portion_totals, portion_heights, out, lse, rows, q_len, heads, portions, stride_ob, stride_oh, stride_on, broken,
-    sinks, peaks, seed, factor, ROWS: tl.constexpr, TOGETHER: tl.constexpr,
-):  # fmt: skip
-    """ROWS of the output, of `rows` in all, from what the portions have left of them, TOGETHER of these at a time."""
-    if stands_down(broken):
-        return
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    exists = row < rows
-    column = tl.arange(0, PADDED_V_DIM)[None, None, :]
-    acc = tl.zeros([ROWS, PADDED_V_DIM], tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    height = tl.full([ROWS], float("-inf"), tl.float32)
-    for first in range(0, portions, TOGETHER):
-        portion = first + tl.arange(0, TOGETHER)[:, None]
-        at = row[None, :] + portion * rows.to(tl.int64)
-        there = exists[None, :] & (portion < portions)
-        found = tl.load(portion_heights + at, mask=there, other=float("-inf"))
-        top = tl.maximum(height, tl.max(found, axis=0))
-        base = tl.where(top == float("-inf"), 0.0, top)
-        before, now = tl.exp2(height - base), tl.exp2(found - base[None, :])
-        places = portion_sums + at[:, :, None] * V_HEAD_DIM + column
-        sums = tl.load(places, mask=there[:, :, None] & (column < V_HEAD_DIM), other=0.0)
-        acc = acc * before[:, None] + tl.sum(sums * now[:, :, None], axis=0)
-        total = total * before + tl.sum(tl.load(portion_totals + at, mask=there, other=0.0) * now, axis=0)
-        height = top
-    head, query = row // q_len % heads, row % q_len
-    to = out + row // q_len // heads * stride_ob + head * stride_oh + query * stride_on
-    finish_rows(acc, total, height, row, head, exists, to, lse, sinks, peaks, seed, factor)
+        finish_rows(acc, total, height, row, head, exists, to, lse, sinks, peaks, seed, factor, PADDED_V_DIM)

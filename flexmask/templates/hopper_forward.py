@@ -1,7 +1,7 @@
 """Forward attention for Hopper: warpgroups that multiply, fed through rings of shared memory by one warp that loads.
 
 `assemble_hopper` joins this module with those it imports from, puts the plan's constants and the mods in place of `hopper_forward_plan`'s,
-and leaves one branch only of each `if WIDE` (a head dim beyond 128).
+and leaves one branch only of each `if WIDE` (a head dim beyond 128) and `if SPLIT` (a tile row's keys are split among programs).
 The loading warp (`hopper_forward_load`) takes tiles of queries (from a queue, or by stride), writes what there is to do into a *record*,
 and brings queries, keys and values by TMA; each multiplying warpgroup takes 64 rows, whose output and softmax stay in its registers. A
 step has two products in flight: Q K^T of its own tile of keys, and P V of the tile before, behind which the softmax hides; warpgroups take
@@ -18,7 +18,6 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from .hopper import (
     INFINITY,
-    LN2,
     LOG2E,
     meet,
     pass_by,
@@ -28,9 +27,9 @@ from .hopper import (
 )
 from .hopper_forward_load import fetch, full_tile, masked_tile, produce
 from .hopper_forward_plan import (
+    APART,
     BITS,
     BLOCK_KV,
-    BLOCK_Q,
     BY_ROW,
     CONSUMER_REGISTERS,
     CONSUMERS,
@@ -40,20 +39,25 @@ from .hopper_forward_plan import (
     FIELDS,
     MAP_FORM,
     OUTPUT,
+    PACK,
     PADDED_DIM,
     PADDED_V_DIM,
     PRODUCER_REGISTERS,
     Q_STAGES,
+    QUERIES,
     ROWS,
     RUNS,
     SCORE,
     SCORES,
+    SPLIT,
     STAGES,
     WIDE,
     WORDS,
 )
+from .hopper_forward_portion import leave_output, leave_sums, spans
 from .hopper_forward_softmax import (
     changed_scores,
+    finish,
     first_bits,
     fours,
     load_bounds,
@@ -139,35 +143,10 @@ def step(q, rings, bars, p, acc, total, peak, at, tile, pattern, bounds, kv_len,
 
 
 @gluon.jit
-def finish(total, peak, scale, sinks, peaks, lse, head, h, row, q_len):
-    """Store log-sum-exp and greatest score of the rows; what their output is multiplied by."""
-    height = peak
-    if not SCORE:
-        height = peak * scale
-    to = head.to(gl.int64) * q_len + row
-    if peaks is not None:
-        # no NaN is greatest, but it is in the sum
-        certain = (total >= 0.0) | (height == INFINITY)
-        gl.store(peaks + to, gl.where(certain, height * LN2, total), mask=row < q_len)
-    shrink = gl.full([ROWS], 1.0, gl.float32, BY_ROW)
-    if sinks is not None:  # a logit more in the denominator
-        sink = gl.load(sinks + h).to(gl.float32) * LOG2E
-        top = gl.maximum(height, sink)
-        base = gl.where(top == -INFINITY, 0.0, top)
-        shrink = gl.exp2(height - base)
-        total = total * shrink + gl.exp2(sink - base)
-        height = base
-    # not `total > 0`: a NaN must come out as NaN
-    empty = total == 0.0
-    gl.store(lse + to, gl.where(empty, -INFINITY, (height + gl.log2(total)) * LN2), mask=row < q_len)
-    return shrink / gl.where(empty, 1.0, total)
-
-
-@gluon.jit
 def begin_tile(m, b, h, pattern, q_ring, k_ring, q_full, k_full, number, at, rows, W: gl.constexpr):
     """(what masks the rows of tile `number`, the words of its first tile of keys, Q K^T of that in flight). Where there is no such tile,
     the product is of no use, and nothing is waited for."""
-    bounds = load_bounds(rows, b, h, gl.maximum(m, 0) * BLOCK_Q + W * ROWS)
+    bounds = load_bounds(rows, b, h, gl.maximum(m, 0) * QUERIES + W * APART)
     bits = load_pattern(bounds, pattern, gl.where(pattern >= 0, WORDS, 0), W)
     buffer = (number % Q_STAGES) * CONSUMERS + W
     slot = at % STAGES
@@ -189,25 +168,30 @@ def begin_tile(m, b, h, pattern, q_ring, k_ring, q_full, k_full, number, at, row
 def consume(
     W: gl.constexpr, out, rings, q_ring, out_ring, records, bars, q_bars, record_bars, tile_map, rows, lengths, scale, score_mods, found
 ):
-    """A warpgroup that multiplies: rows [64 W, 64 W + 64) of every tile of queries."""
+    """A warpgroup that multiplies: rows [64 W, 64 W + 64) of every tile of queries, or those of its own head."""
     k_ring, v_ring, cut_ring = rings
     k_full, k_empty, v_full, v_empty = bars
     q_full, q_empty = q_bars
     heads, q_len, kv_len = lengths
-    lse, sinks, peaks = found
+    lse, sinks, peaks, left, portions, all_rows = found
     at = 0
     number = 0
     if W == CONSUMERS - 1:
         pass_by(8, 256)  # the first warpgroup begins
-    m, b, h, first, part_at, part, full_at, full, pattern = fetch(records, record_bars[0], record_bars[1], number)
+    m, b, h, first, part_at, part, full_at, full, pattern, portion = fetch(records, record_bars[0], record_bars[1], number)
     if not WIDE:
         bounds, bits, s_flying = begin_tile(m, b, h, pattern, q_ring, k_ring, q_full, k_full, number, at, rows, W)
         s = warpgroup_mma_wait(0, deps=[s_flying])
     while m >= 0:
-        start = m * BLOCK_Q + W * ROWS
+        start = m * QUERIES + W * APART
         row = start + gl.arange(0, ROWS, BY_ROW)
+        h += W * (PACK - 1)
         score = score_context(score_mods, b, h, row[:, None], scale)
-        following, next_pattern = masked_tile(tile_map, 0, part_at, part, full_at, full)
+        if SPLIT:
+            first_part, last_part, first_full, last_full = spans(portion, portions, part, full)
+        else:
+            first_part, last_part, first_full, last_full = 0, part, 0, full
+        following, next_pattern = masked_tile(tile_map, first_part, part_at, part, full_at, full)
         buffer = (number % Q_STAGES) * CONSUMERS + W
         slot = at % STAGES
         if WIDE:
@@ -234,14 +218,14 @@ def consume(
         at += 1
 
         if MAP_FORM != "none":
-            for i in range(part):
+            for i in range(first_part, last_part):
                 tile, pattern = following, next_pattern
                 following, next_pattern = masked_tile(tile_map, i + 1, part_at, part, full_at, full)
                 p, acc, total, peak = step(q, rings, bars, p, acc, total, peak, at, tile, pattern, bounds, kv_len, score, scale, W, True)
                 at += 1
         if not WIDE:
             q = q_ring.index(unlike(buffer)).reshape([ROWS, PADDED_DIM])
-        for i in range(full):
+        for i in range(first_full, last_full):
             tile = 0
             if SCORE:
                 tile = full_tile(tile_map, i, full_at, full)
@@ -257,27 +241,40 @@ def consume(
         else:
             acc_flying = warpgroup_mma(p, v_ring.index(before).reshape([BLOCK_KV, PADDED_V_DIM]), acc, is_async=True)
         number += 1
-        last_b, last_h = b, h
+        if SPLIT:
+            place = portion.to(gl.int64) * all_rows + (b * heads + h).to(gl.int64) * q_len
+        else:
+            last_b, last_h = b, h
         if not WIDE:  # the first product of the next tile is made while this one is stored
-            m, b, h, first, part_at, part, full_at, full, pattern = fetch(records, record_bars[0], record_bars[1], number)
+            m, b, h, first, part_at, part, full_at, full, pattern, portion = fetch(records, record_bars[0], record_bars[1], number)
             bounds, bits, s_flying = begin_tile(m, b, h, pattern, q_ring, k_ring, q_full, k_full, number, at, rows, W)
         sums = gl.convert_layout(gl.sum(total, axis=1), BY_ROW)
-        share = finish(sums, peak, scale, sinks, peaks, lse, last_b * heads + last_h, last_h, row, q_len)
+        if SPLIT:
+            leave_sums(left, place, sums, peak, scale, row, q_len)
+        else:
+            share = finish(sums, peak, scale, sinks, peaks, lse, last_b * heads + last_h, last_h, row, q_len)
         if WIDE:
             acc = end_output(acc_flying)
             mbarrier.arrive(v_empty.index(before))
-            store_parts(out, last_b, last_h, start, times(acc, share), out_ring, buffer * Q_PARTS)
+            if SPLIT:
+                leave_output(left, place, acc, start, q_len)
+            else:
+                store_parts(out, last_b, last_h, start, times(acc, share), out_ring, buffer * Q_PARTS)
             mbarrier.arrive(q_empty.index(buffer))
-            m, b, h, first, part_at, part, full_at, full, pattern = fetch(records, record_bars[0], record_bars[1], number)
+            m, b, h, first, part_at, part, full_at, full, pattern, portion = fetch(records, record_bars[0], record_bars[1], number)
         else:
-            tma.store_wait(0)  # the output of the tile before has left
+            if not SPLIT:
+                tma.store_wait(0)  # the output of the tile before has left
             acc = warpgroup_mma_wait(1, deps=[acc_flying])
             mbarrier.arrive(v_empty.index(before))
-            acc = acc * gl.convert_layout(share, gl.SliceLayout(1, OUTPUT))[:, None]
-            tile_out = out_ring.index(W)
-            tile_out.reshape([ROWS, PADDED_V_DIM]).store(to_half(acc, DTYPE))
-            fence_async_shared()
-            tma_store(out, [last_b, last_h, start, 0], tile_out)
+            if SPLIT:
+                leave_output(left, place, acc, start, q_len)
+            else:
+                acc = acc * gl.convert_layout(share, gl.SliceLayout(1, OUTPUT))[:, None]
+                tile_out = out_ring.index(W)
+                tile_out.reshape([ROWS, PADDED_V_DIM]).store(to_half(acc, DTYPE))
+                fence_async_shared()
+                tma_store(out, [last_b, last_h, start, 0], tile_out)
             s = warpgroup_mma_wait(0, deps=[s_flying])
     if not WIDE:
         tma.store_wait(0)
@@ -313,7 +310,7 @@ def barriers(NUMBER: gl.constexpr, COUNT: gl.constexpr):
 @gluon.jit(
     do_not_specialize=[
         "q_len", "kv_len", "tiles", "rows", "resident", "heads", "group", "kv_batch",
-        "stride_rb", "stride_rh", "stride_mb", "stride_mh", "stride_cb", "stride_ch", "level",
+        "stride_rb", "stride_rh", "stride_mb", "stride_mh", "stride_cb", "stride_ch", "level", "portions", "all_rows",
     ]
 )  # fmt: skip
 def attention_forward(
@@ -323,11 +320,13 @@ def attention_forward(
     row_starts, row_stops, stride_rb, stride_rh,  # row intervals int32 [.., .., Q, PIECES], strides in rows
     column_starts, column_stops, stride_cb, stride_ch,  # intervals of queries int32 [.., .., KV, 1], strides in keys
     ranges, counts, offsets, index, stride_mb, stride_mh,  # the tile map, strides in tile rows
-    patterns, words,  # the numbers of PARTIAL tiles' bits, beside `index`, and the bits, int32 [.., BLOCK_Q, WORDS]
+    patterns, words,  # the numbers of PARTIAL tiles' bits, beside `index`, and the bits, int32 [.., QUERIES, WORDS]
     order, level,  # as `lists.order_lines` gives it, and which of its levels says how many tile rows are long; or None
     queue,  # int32 [1], 0; or None
     broken,  # int32: 0 where the map's intervals, or bits, hold; 1 where they fail, and no kernel before has done the work
     sinks, peaks,  # [Hq], a logit of each head that has no value; float32 [B, Hq, Q], for the greatest scores; either may be None
+    portion_sums, portion_totals, portion_heights,  # SPLIT: float32 [portions, B, Hq, Q, Dv], and twice [portions, B, Hq, Q]; or None
+    portions, all_rows,  # and among how many programs tile rows are split, and B * Hq * Q
 ):  # fmt: skip
     """Tile rows of the output: as many as the schedule gives this program."""
     if RUNS == "hold":
@@ -362,10 +361,12 @@ def attention_forward(
     bounds = (row_starts, row_stops, stride_rb, stride_rh, q_len, words)
     work = (
         out, rings, q_ring, out_ring, records, bars, q_bars, record_bars, tile_map, bounds,
-        (heads, q_len, kv_len), scale, (score_tables, score_numbers), (lse, sinks, peaks),
+        (heads, q_len, kv_len), scale, (score_tables, score_numbers),
+        (lse, sinks, peaks, (portion_sums, portion_totals, portion_heights), portions, all_rows),
     )  # fmt: skip
     loading = (
-        (q, k, v), rings, q_ring, records, bars, q_bars, record_bars, (tiles, rows, resident, heads, kv_len, order, level), tile_map,
+        (q, k, v), rings, q_ring, records, bars, q_bars, record_bars,
+        (tiles, rows, resident, heads // PACK, kv_len, order, level, portions), tile_map,
         (column_starts, column_stops, stride_cb, stride_ch, kv_len), group, kv_batch, queue,
     )  # fmt: skip
     if CONSUMERS == 2:

@@ -9,24 +9,28 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from .hopper import cuts_of, find_turn, long_lines, tma_load
 from .hopper_forward_plan import (
     ALL,
+    APART,
     BITS,
     BLOCK_KV,
-    BLOCK_Q,
     CONSUMERS,
     CROSSED,
     FIELDS,
     MAP_FORM,
     NOTHING,
+    PACK,
     PADDED_DIM,
     PADDED_V_DIM,
     Q_STAGES,
+    QUERIES,
     ROWS,
     SCHEDULE,
     SCORE,
+    SPLIT,
     STAGES,
     STARTS,
     WIDE,
 )
+from .hopper_forward_portion import begin_portion, place_before, portion_of
 from .hopper_forward_wide import PARTS, Q_PARTS, V_PARTS, load_parts
 
 
@@ -135,22 +139,31 @@ def any_tile(tile_map, i, part_at, part, full_at, full):
 
 @gluon.jit
 def find_tile(turn, turns, call, tile_map):
-    """(tile row, batch entry, head, and its walk) of tile number `turn`; tile rows in the given order, or the last one first."""
-    tiles, rows, resident, heads, kv_len, order, _ = call
+    """(tile row, batch entry, head, its walk, and which portion of that) of tile number `turn`; tile rows in the given order, or the last
+    one first; of heads that share a tile, the first."""
+    tiles, rows, resident, units, kv_len, order, _, portions = call
     valid = tiles > 0  # where there is nothing to do, the map and the order may name places that do not exist
     turn = gl.maximum(gl.minimum(turn, tiles - 1), 0)  # there may be none left: any tile then, which is not used
-    line, head = find_turn(turn, turns, rows, resident, gl.maximum(tiles // rows, 1))
+    portion = 0
+    if SPLIT:
+        portion = turn % portions
+        line, unit = find_turn(turn // portions, turns, rows, resident, gl.maximum(tiles // (rows * portions), 1))
+    else:
+        line, unit = find_turn(turn, turns, rows, resident, gl.maximum(tiles // rows, 1))
     if order is None:
         m = rows - 1 - line
     else:
         m = gl.load(order + line, mask=valid, other=0)
-    b, h = head // heads, head % heads
+    b, h = unit // units, unit % units * PACK
     first, part_at, part, full_at, full, pattern = find_walk(tile_map, b, h, m, kv_len, valid)
-    return m, b, h, first, part_at, part, full_at, full, pattern
+    if SPLIT:
+        chosen = any_tile(tile_map, place_before(portion, portions, part, full), part_at, part, full_at, full)
+        first, pattern = begin_portion(tile_map[6], first, chosen, part_at, part, full, pattern, portion, portions, kv_len)
+    return m, b, h, first, part_at, part, full_at, full, pattern, portion
 
 
 @gluon.jit
-def publish(records, full, empty, number, m, b, h, first, part_at, part, full_at, fulls, pattern):
+def publish(records, full, empty, number, m, b, h, first, part_at, part, full_at, fulls, pattern, portion):
     """Hand the record of tile `number` of this program to the warpgroups that multiply; m is -1 where there is none."""
     slot = number & 1
     mbarrier.wait(empty.index(slot), ((number >> 1) & 1) ^ 1)
@@ -159,6 +172,8 @@ def publish(records, full, empty, number, m, b, h, first, part_at, part, full_at
     high = gl.where(i == 4, part_at, gl.where(i == 5, part, gl.where(i == 6, full_at, fulls)))
     if BITS:
         high = gl.where(i < 8, high, pattern)
+    if SPLIT:
+        high = gl.where(i < 9, high, portion)
     records.index(slot).store(gl.where(i < 4, low, high).to(gl.int32))
     mbarrier.arrive(full.index(slot))
 
@@ -169,8 +184,8 @@ def load_cuts(cuts, cut, b, h, tile, m):
     column_starts, column_stops, stride_cb, stride_ch, kv_len = cut
     key = tile * BLOCK_KV
     at = b.to(gl.int64) * stride_cb + h.to(gl.int64) * stride_ch + key
-    base = m * BLOCK_Q
-    cuts.store(cuts_of(column_starts + at, column_stops + at, kv_len - key, base, base + BLOCK_Q, BLOCK_KV, BLOCK_Q, STARTS))
+    base = m * QUERIES
+    cuts.store(cuts_of(column_starts + at, column_stops + at, kv_len - key, base, base + QUERIES, BLOCK_KV, QUERIES, STARTS))
 
 
 @gluon.jit
@@ -209,29 +224,36 @@ def produce(sources, rings, q_ring, records, bars, q_bars, record_bars, call, ti
     at = 0
     number = 0
     turn = gl.program_id(0)
-    m, b, h, first, part_at, part, full_at, full, pattern = find_tile(turn, turns, call, tile_map)
+    m, b, h, first, part_at, part, full_at, full, pattern, portion = find_tile(turn, turns, call, tile_map)
     while turn < tiles:
-        publish(records, record_bars[0], record_bars[1], number, m, b, h, first, part_at, part, full_at, full, pattern)
+        publish(records, record_bars[0], record_bars[1], number, m, b, h, first, part_at, part, full_at, full, pattern, portion)
         buffer = (number % Q_STAGES) * CONSUMERS
         if not WIDE:
             for w in gl.static_range(CONSUMERS):
                 mbarrier.wait(q_empty.index(buffer + w), ((number // Q_STAGES) & 1) ^ 1)
                 mbarrier.expect(q_full.index(buffer + w), ROWS * PADDED_DIM * 2)
-                tma_load(q, [b, h, m * BLOCK_Q + w * ROWS, 0], q_full.index(buffer + w), q_ring.index(buffer + w))
+                tma_load(q, [b, h + w * (PACK - 1), m * QUERIES + w * APART, 0], q_full.index(buffer + w), q_ring.index(buffer + w))
         place = (b, h, b * kv_batch, h // group, m)
+        low = 0
         count = 1 + part + full
+        masked = part  # of the tiles after the first
+        if SPLIT:
+            low, last = portion_of(portion, call[7], part, full)
+            count = 1 + last - low
+            masked = gl.maximum(part - low, 0)
         early = gl.minimum(count, STAGES)
         following = first
         for i in range(early):
             tile = following
-            following = any_tile(tile_map, i, part_at, part, full_at, full)
-            load_keys(k, v, rings, bars, cut, place, at, tile, i <= part)
+            following = any_tile(tile_map, low + i, part_at, part, full_at, full)
+            load_keys(k, v, rings, bars, cut, place, at, tile, i <= masked)
             at += 1
         if WIDE:
             for w in gl.static_range(CONSUMERS):  # last, as the output of the tile before has to leave from there
                 mbarrier.wait(q_empty.index(buffer + w), ((number // Q_STAGES) & 1) ^ 1)
                 mbarrier.expect(q_full.index(buffer + w), ROWS * PADDED_DIM * 2)
-                load_parts(q, b, h, m * BLOCK_Q + w * ROWS, q_full.index(buffer + w), q_ring, (buffer + w) * Q_PARTS, PARTS)
+                head, start, to = h + w * (PACK - 1), m * QUERIES + w * APART, (buffer + w) * Q_PARTS
+                load_parts(q, b, head, start, q_full.index(buffer + w), q_ring, to, PARTS)
         # the rings are full: time to find the next tile of queries
         if SCHEDULE == "queue":
             taken = gl.atomic_add(queue, 1, sem="relaxed")
@@ -240,18 +262,19 @@ def produce(sources, rings, q_ring, records, bars, q_bars, record_bars, call, ti
             turn = taken + gl.num_programs(0)
         else:
             turn += gl.num_programs(0)
-        next_m, next_b, next_h, next_first, next_part_at, next_part, next_full_at, next_full, next_pattern = find_tile(
+        next_m, next_b, next_h, next_first, next_part_at, next_part, next_full_at, next_full, next_pattern, next_portion = find_tile(
             turn, turns, call, tile_map
         )
         for i in range(early, count):
             tile = following
-            following = any_tile(tile_map, i, part_at, part, full_at, full)
-            load_keys(k, v, rings, bars, cut, place, at, tile, i <= part)
+            following = any_tile(tile_map, low + i, part_at, part, full_at, full)
+            load_keys(k, v, rings, bars, cut, place, at, tile, i <= masked)
             at += 1
         number += 1
         m, b, h, first = next_m, next_b, next_h, next_first
         part_at, part, full_at, full, pattern = next_part_at, next_part, next_full_at, next_full, next_pattern
-    publish(records, record_bars[0], record_bars[1], number, -1, 0, 0, 0, 0, 0, 0, 0, NOTHING)
+        portion = next_portion
+    publish(records, record_bars[0], record_bars[1], number, -1, 0, 0, 0, 0, 0, 0, 0, NOTHING, 0)
 
 
 @gluon.jit
@@ -270,5 +293,8 @@ def fetch(records, full, empty, number):
     pattern = 0
     if BITS:
         pattern = field(x, 8)
+    portion = 0
+    if SPLIT:
+        portion = field(x, 9)
     mbarrier.arrive(empty.index(slot))
-    return m, b, h, first, part_at, part, full_at, fulls, pattern
+    return m, b, h, first, part_at, part, full_at, fulls, pattern, portion

@@ -32,6 +32,9 @@ STARTS = gl.constexpr(True)
 # "always"; or only where the map's flag on the device says that its intervals "hold", or that they "fail"
 RUNS = gl.constexpr("always")
 SCORE = gl.constexpr(False)
+# of few queries: 2 heads of a group share a tile, a warpgroup each; and whether a tile row's keys are split among programs
+PACK = gl.constexpr(1)
+SPLIT = gl.constexpr(False)
 # ---- constants of wide plans
 # a head dim beyond 128: tiles lie in parts of so many columns, and the output leaves from where the queries lay
 WIDE = gl.constexpr(False)
@@ -41,8 +44,11 @@ PART = gl.constexpr(64)
 ROWS = gl.constexpr(64)
 CONSUMERS = gl.constexpr(BLOCK_Q.value // ROWS.value)
 WORDS = gl.constexpr(BLOCK_KV.value // 32)
+# queries of a tile, and how many queries apart the rows of its warpgroups are
+QUERIES = gl.constexpr(BLOCK_Q.value // PACK.value)
+APART = gl.constexpr(ROWS.value if PACK.value == 1 else 0)
 # numbers of a record
-FIELDS = gl.constexpr(16 if BITS.value else 8)
+FIELDS = gl.constexpr(16 if BITS.value or SPLIT.value else 8)
 # instead of a pattern's number, where the first tile of a walk has none: it is FULL; or stands for the tiles of a row that keeps nothing
 ALL = gl.constexpr(-1)
 NOTHING = gl.constexpr(-2)

@@ -1,19 +1,20 @@
-"""What becomes of a tile's scores in a Hopper forward kernel: the score mod, the mask, and the softmax."""
+"""What becomes of a tile's scores in a Hopper forward kernel: the score mod, the mask, the softmax, and its end."""
 # (tuples are added up by Gluon's compiler, and long conditional expressions read badly)
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .hopper import INFINITY, LOG2E, LOWEST, cut_or, in_fours, kept_bits, kept_or, load_bound, load_words, low_bits, spread_bits
+from .hopper import INFINITY, LN2, LOG2E, LOWEST, cut_or, in_fours, kept_bits, kept_or, load_bound, load_words, low_bits, spread_bits
 from .hopper_forward_plan import (
     ALL,
+    APART,
     BITS,
     BLOCK_KV,
-    BLOCK_Q,
     BY_KEY,
     BY_ROW,
     CROSSED,
     PIECES,
+    QUERIES,
     ROWS,
     SCORE,
     SCORES,
@@ -60,7 +61,7 @@ def load_pattern(bounds, pattern, count, W: gl.constexpr):
     """The words of 64 rows in a pattern of bits, for `spread_bits`; only the first `count` of each row are read."""
     bits = 0
     if BITS:
-        source = bounds[0] + (pattern.to(gl.int64) * BLOCK_Q + W * ROWS) * WORDS
+        source = bounds[0] + (pattern.to(gl.int64) * QUERIES + W * APART) * WORDS
         FOURS: gl.constexpr = fours().type.layout
         bits = load_words(source, count, ROWS, WORDS, FOURS)
     return bits
@@ -81,7 +82,7 @@ def masked_scores(s, bounds, cuts, tile, kv_len, W: gl.constexpr):
     if BITS:
         s = kept_or(s, bounds, LOWEST)
     elif CROSSED:
-        s = cut_or(s, cuts.load(BY_KEY), (W * ROWS + gl.arange(0, ROWS, BY_ROW)).to(gl.float32), LOWEST)
+        s = cut_or(s, cuts.load(BY_KEY), (W * APART + gl.arange(0, ROWS, BY_ROW)).to(gl.float32), LOWEST)
     elif PIECES > 0:
         s = kept_or(s, kept_bits(bounds, tile * BLOCK_KV, BLOCK_KV, PIECES, STARTS), LOWEST)
     else:
@@ -129,3 +130,28 @@ def softmax(s, peak, scale, MASKED: gl.constexpr):
 def row_sums(p):
     """What each thread holds of a row, added: [64, 4]. The four meet once, at the end of the row."""
     return gl.sum(gl.sum(in_fours(p), axis=3), axis=1)
+
+
+@gluon.jit
+def finish(total, peak, scale, sinks, peaks, lse, head, h, row, q_len):
+    """Store log-sum-exp and greatest score of the rows; what their output is multiplied by."""
+    height = peak
+    if not SCORE:
+        height = peak * scale
+    to = head.to(gl.int64) * q_len + row
+    if peaks is not None:
+        # no NaN is greatest, but it is in the sum
+        certain = (total >= 0.0) | (height == INFINITY)
+        gl.store(peaks + to, gl.where(certain, height * LN2, total), mask=row < q_len)
+    shrink = gl.full([ROWS], 1.0, gl.float32, BY_ROW)
+    if sinks is not None:  # a logit more in the denominator
+        sink = gl.load(sinks + h).to(gl.float32) * LOG2E
+        top = gl.maximum(height, sink)
+        base = gl.where(top == -INFINITY, 0.0, top)
+        shrink = gl.exp2(height - base)
+        total = total * shrink + gl.exp2(sink - base)
+        height = base
+    # not `total > 0`: a NaN must come out as NaN
+    empty = total == 0.0
+    gl.store(lse + to, gl.where(empty, -INFINITY, (height + gl.log2(total)) * LN2), mask=row < q_len)
+    return shrink / gl.where(empty, 1.0, total)

@@ -90,13 +90,19 @@ def compile_offline(
     def call() -> None:
         _call_forward(module, plan, mask, score, extras)
 
+    return _compile(module.attention_forward, _forward_arguments(module, plan, call, arch), plan, arch or plan.arch)
+
+
+def _forward_arguments(module: Any, plan: KernelPlan | HopperPlan, call: Callable[[], object], arch: int | None = None) -> list[Any]:
+    """What a call gives the kernel. Of split rows, the kernel that joins their portions is compiled on the way."""
     if not plan.split:
-        return _compile(module.attention_forward, _recorded(module, "attention_forward", call), plan, arch or plan.arch)
+        return _recorded(module, "attention_forward", call)
     joined: list[Any] = []
     arguments = _recorded(module, "attention_forward", lambda: joined.extend(_recorded(module, "join_portions", call)))
+    width = 1 << (plan.v_head_dim - 1).bit_length()
     with _compiling_for(arch or plan.arch):
-        module.join_portions.warmup(*joined, ROWS=1, TOGETHER=16, grid=(1,), num_warps=4)
-    return _compile(module.attention_forward, arguments, plan, arch or plan.arch)
+        module.join_portions.warmup(*joined, ROWS=1, TOGETHER=16, WIDTH=width, grid=(1,), num_warps=4)
+    return arguments
 
 
 def compile_backward_offline(
@@ -122,11 +128,11 @@ def compile_hopper_offline(
 ) -> Compiled:
     """The same for a forward kernel of the Hopper template."""
     bounds = _bounds(plan)
-    given = {"row_starts": bounds, "row_stops": bounds, **_map(plan, plan.block_q), **extras}
+    given = {"row_starts": bounds, "row_stops": bounds, **_map(plan, plan.queries), **extras}
     if plan.crossed:
         given["column_starts"] = given["column_stops"] = torch.zeros(1, 1, LENGTH, 1, dtype=torch.int32)
     mods = (module.pack((), ()), module.pack(*score))
-    arguments = _recorded(module, "attention_forward", lambda: module.forward(*_tensors(plan), 0.125, *mods, **given))
+    arguments = _forward_arguments(module, plan, lambda: module.forward(*_tensors(plan), 0.125, *mods, **given))
     with _compiling_for(plan.arch):
         kernel = module.attention_forward.warmup(*arguments, grid=(1,), num_warps=4, enable_fp_fusion=True)
     return _facts(kernel, plan.arch)

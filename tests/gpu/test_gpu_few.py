@@ -1,4 +1,4 @@
-"""The kernel for few queries on a real GPU against the float64 reference: the zoo, sizes, dtypes, extras, gradients, graphs."""
+"""The kernels for few queries on a real GPU against the float64 reference: the zoo, sizes, dtypes, extras, gradients, graphs."""
 
 from dataclasses import replace
 
@@ -48,6 +48,10 @@ SIZES = {
     (1, 8, 2, 33, 4097): ("rows split",),
     (3, 4, 2, 16, 1024): ("up to 2 heads a tile", "rows split"),
     (1, 2, 1, 300, 20000): ("rows split",),
+    (2, 32, 8, 64, 3001): ("2 heads a tile", "rows split"),
+    (16, 32, 8, 64, 1500): ("2 heads a tile",),
+    (1, 6, 3, 170, 4000): ("2 heads a tile", "rows split"),
+    (1, 32, 8, 256, 5000): ("rows split",),
 }
 
 
@@ -62,7 +66,7 @@ def test_sizes(sizes):
 
 
 @pytest.mark.parametrize("name", zoo.MASKS)
-@pytest.mark.parametrize("q_len", [1, 7])
+@pytest.mark.parametrize("q_len", [1, 7, 60, 150])
 def test_zoo_masks(name, q_len):
     B, H, KV = 2, 8, 1333
     given = tensors(B, H, 2, q_len, KV, 64, 64)
@@ -73,9 +77,10 @@ def test_zoo_masks(name, q_len):
 
 @pytest.mark.parametrize("name", zoo.SCORES)
 def test_zoo_scores(name):
-    B, H, Q, KV = 2, 8, 5, 1201
-    score = zoo.SCORES[name](B, H, Q, KV, device="cuda")
-    check(*tensors(B, H, 2, Q, KV, 64, 64, torch.float16), masks.at_offset(masks.sliding_window(900), KV - Q), score)
+    B, H, KV = 2, 8, 1201
+    for Q in (5, 64):
+        score = zoo.SCORES[name](B, H, Q, KV, device="cuda")
+        check(*tensors(B, H, 2, Q, KV, 64, 64, torch.float16), masks.at_offset(masks.sliding_window(900), KV - Q), score)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -84,11 +89,12 @@ def test_head_dims_and_dtypes(dims, dtype):
     lengths = torch.tensor([1500, 77], device="cuda")
     mask = masks.at_offset(masks.causal, lengths - 4)
     check(*tensors(2, 8, 2, 4, 1500, *dims, dtype), mask)
+    check(*tensors(2, 8, 2, 61, 1500, *dims, dtype), mask)
     check(*tensors(2, 8, 2, 1, 1500, *dims, dtype), mask & masks.dilated(1000, 3), scores.softcap(5.0))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("q_len", [1, 9])
+@pytest.mark.parametrize("q_len", [1, 9, 64, 140])
 def test_sinks_dropout_and_a_negative_scale(q_len, dtype):
     given = tensors(2, 8, 2, q_len, 2100, 64, 64, dtype)
     late = masks.at_offset(masks.causal, 1000) & flexmask.mask(lambda b, h, q_idx, kv_idx: q_idx != 3)
@@ -99,8 +105,9 @@ def test_sinks_dropout_and_a_negative_scale(q_len, dtype):
         check(*given, mask, dropout_p=0.3, seed=seed, sinks=torch.linspace(-2.0, 3.0, 8, device="cuda"), return_max_scores=True)
 
 
-def test_layouts():
-    q, k, v = tensors(2, 8, 2, 3, 2000)
+@pytest.mark.parametrize("q_len", [3, 64])
+def test_layouts(q_len):
+    q, k, v = tensors(2, 8, 2, q_len, 2000)
     turned = lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)
     mask = masks.at_offset(masks.causal, 1997)
     check(turned(q), turned(k), turned(v), mask)
@@ -110,9 +117,10 @@ def test_layouts():
     check(*odd, mask)
 
 
-def test_gradients():
-    q, k, v = (x.requires_grad_() for x in tensors(1, 8, 2, 5, 3000, 64, 64))
-    mask, dout = masks.at_offset(masks.causal, 2995), torch.randn(1, 8, 5, 64, device="cuda", dtype=BF16)
+@pytest.mark.parametrize("q_len", [5, 64])
+def test_gradients(q_len):
+    q, k, v = (x.requires_grad_() for x in tensors(1, 8, 2, q_len, 3000, 64, 64))
+    mask, dout = masks.at_offset(masks.causal, 2995), torch.randn(1, 8, q_len, 64, device="cuda", dtype=BF16)
     assert "rows split" in told(mask, (q, k, v))
     found = torch.autograd.grad(flexmask.attention(q, k, v, mask=mask, enable_gqa=True), (q, k, v), dout)
     doubled = [x.detach().double().requires_grad_() for x in (q, k, v)]
@@ -141,10 +149,11 @@ def test_decoding_into_a_cache_step_by_step():
 
 
 @pytest.mark.parametrize("documents", [False, True])
-def test_the_same_bits_each_time_and_in_a_graph(documents):
+@pytest.mark.parametrize("q_len", [3, 64, 200])
+def test_the_same_bits_each_time_and_in_a_graph(q_len, documents):
     ids = torch.arange(5000, device="cuda") // 1900
-    mask = masks.at_offset(masks.causal & masks.document(ids) if documents else masks.causal, 4990)
-    attn, (q, k, v) = flexmask.compile(mask, enable_gqa=True), tensors(1, 32, 8, 3, 5000)
+    mask = masks.at_offset(masks.causal & masks.document(ids) if documents else masks.causal, 5000 - q_len)
+    attn, (q, k, v) = flexmask.compile(mask, enable_gqa=True), tensors(1, 32, 8, q_len, 5000)
     first = attn(q, k, v)
     for _ in range(3):
         assert torch.equal(attn(q, k, v), first)
@@ -159,10 +168,10 @@ def test_the_same_bits_each_time_and_in_a_graph(documents):
     check(q, k, v, mask)
 
 
-SMALL = st.builds(Sizes, st.integers(1, 2), st.sampled_from([2, 6]), st.integers(1, 12), st.integers(1024, 2600))
+SMALL = st.builds(Sizes, st.integers(1, 2), st.sampled_from([2, 6]), st.sampled_from([1, 3, 12, 33, 64, 130]), st.integers(1024, 2600))
 
 
-@settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(predicates(SMALL), st.sampled_from([1, 2]))
 def test_random_predicates(predicate, kv_heads):
     s = predicate.sizes

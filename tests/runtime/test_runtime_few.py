@@ -5,10 +5,11 @@ import torch
 
 import flexmask
 from flexmask import masks
+from flexmask.lowering import HopperPlan, KernelPlan
 from flexmask.runtime import few
 from flexmask.runtime.checks import Shapes
 from flexmask.runtime.choice import Target, choose
-from flexmask.runtime.few import MANY, Few, few_of
+from flexmask.runtime.few import MANY, Few, served
 from flexmask.runtime.request import Request
 from flexmask.runtime.store import Store
 
@@ -17,7 +18,7 @@ BY_HEAD = flexmask.mask(lambda b, h, q_idx, kv_idx: kv_idx <= q_idx + h)
 
 def found(mask, batch, heads, kv_heads, q_len, kv_len, dtype=torch.bfloat16):
     request = Request(None if mask is None else mask.traced(), None, Shapes(batch, heads, kv_heads, q_len, kv_len, 128, 128))
-    return few_of(Store(), request, dtype, torch.device("cpu"))
+    return served(Store(), request, dtype, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -31,37 +32,69 @@ def gpu(monkeypatch):
         ((1, 32, 8, 1, 8192), Few(4, 16, True)),  # decoding
         ((64, 32, 8, 1, 8192), Few(4, 16, False)),  # as many tiles as the GPU has room for
         ((1, 32, 32, 1, 8192), Few(1, 16, True)),
-        ((1, 32, 32, 1, 512), MANY),  # too short to be split
+        ((1, 32, 32, 1, 512), Few()),  # too short to be split
         ((1, 40, 8, 1, 8192), Few(8, 16, True)),  # five heads and room for three
         ((1, 64, 1, 1, 8192), Few(64, 64, True)),
-        ((1, 128, 1, 1, 8192), MANY),  # more heads than a tile has rows, and as many tiles as processors
+        ((1, 128, 1, 1, 8192), Few()),  # more heads than a tile has rows, and as many tiles as processors
         ((1, 8, 2, 32, 8192), Few(4, 64, True)),
         ((1, 8, 2, 64, 8192), Few(1, 64, True)),  # sharing would not halve the tiles
-        ((2, 32, 32, 8192, 8192), MANY),
-        ((1, 4, 4, 0, 8192), MANY),
-        ((1, 4, 4, 8, 0), MANY),
+        ((2, 32, 32, 8192, 8192), Few()),
+        ((1, 4, 4, 0, 8192), Few()),
+        ((1, 4, 4, 8, 0), Few()),
     ],
 )
 def test_sizes_decide(gpu, sizes, expected):
-    assert found(masks.causal, *sizes) == found(None, *sizes) == expected
+    assert found(masks.causal, *sizes).plain == found(None, *sizes).plain == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((16, 32, 8, 64, 8192), Few(2, 128, False)),
+        ((1, 32, 8, 64, 8192), Few(2, 128, True)),
+        ((1, 32, 8, 256, 8192), Few(1, 128, True)),  # as many tiles as without sharing
+        ((1, 40, 8, 64, 8192), Few(1, 128, True)),  # five heads
+        ((1, 32, 8, 192, 8192), Few(2, 128, True)),  # three tiles for two heads instead of four
+        ((1, 32, 8, 192, 512), Few(2, 128, False)),
+        ((1, 32, 8, 8192, 8192), Few()),
+        ((1, 32, 32, 64, 8192), Few(1, 128, True)),
+    ],
+)
+def test_sizes_decide_for_hopper(gpu, sizes, expected):
+    assert found(None, *sizes).hopper == expected
+
+
+def test_what_fits_a_small_tile_keeps_to_plain_triton(gpu):
+    assert (
+        found(None, 1, 32, 8, 16, 8192).why
+        == "so few queries wait for the memory, and up to 4 heads share a tile and rows are split among programs"
+    )
+    assert found(None, 1, 32, 8, 17, 8192).why == found(None, 1, 32, 8, 8192, 8192).why == found(None, 1, 32, 32, 1, 512).why == ""
 
 
 def test_heads_with_masks_of_their_own_share_nothing(gpu):
-    assert found(BY_HEAD, 1, 32, 8, 1, 8192) == Few(1, 16, True)
+    assert found(BY_HEAD, 1, 32, 8, 1, 8192).plain == Few(1, 16, True)
+    assert found(BY_HEAD, 1, 32, 8, 64, 8192).hopper == Few(1, 128, True)
 
 
 def test_tiles_are_smaller_in_float32(gpu):
-    assert found(None, 1, 32, 8, 4, 8192, torch.float32) == Few(4, 16, True)
-    assert found(None, 1, 32, 8, 16, 8192, torch.float32) == Few(1, 16, True)
+    assert found(None, 1, 32, 8, 4, 8192, torch.float32).plain == Few(4, 16, True)
+    assert found(None, 1, 32, 8, 16, 8192, torch.float32).plain == Few(1, 16, True)
 
 
 def test_without_a_gpu_none_are_few():
     assert found(None, 1, 32, 8, 1, 8192) == MANY
 
 
-def test_the_plans_are_those_of_the_kernel_for_few(gpu):
-    request = Request(masks.causal.traced(), None, Shapes(1, 32, 8, 1, 8192, 128, 128))
-    few = few_of(Store(), request, torch.bfloat16, torch.device("cpu"))
+def chosen(q_len):
+    request = Request(masks.causal.traced(), None, Shapes(1, 32, 8, q_len, 8192, 128, 128))
+    few = served(Store(), request, torch.bfloat16, torch.device("cpu"))
     (choice,) = choose(Store(), request, Target(torch.bfloat16, 90, True, few.why, few=few))
-    assert choice.plan.is_few and choice.plan.queries == 4
-    assert choice.passed_over == "of so few queries up to 4 heads share a tile and rows are split among programs, which it does not do"
+    return choice
+
+
+def test_the_plans_are_those_of_the_kernels_for_few(gpu):
+    plain, hopper = chosen(1), chosen(64)
+    assert isinstance(plain.plan, KernelPlan) and plain.plan.is_few and plain.plan.queries == 4
+    assert plain.passed_over.startswith("so few queries wait for the memory")
+    assert isinstance(hopper.plan, HopperPlan) and hopper.plan.is_few and hopper.plan.queries == 64 and hopper.passed_over == ""

@@ -85,6 +85,16 @@ def nothing(*sizes):
     return torch.zeros(sizes, dtype=torch.bool)
 
 
+def ending(b, h, q):
+    """The queries being the last of 900."""
+    return [(0 * q, q + 751)]
+
+
+def alike(batch, heads, q_len, kv_len):
+    """The same for all heads."""
+    return scattered(batch, 1, q_len, kv_len).expand(batch, heads, q_len, kv_len)
+
+
 LIST: Given = {"map_form": "list"}
 BITS: Given = {**LIST, "bits": True}
 RANGE: Given = {"map_form": "range", "pieces": 1}
@@ -159,6 +169,32 @@ CASES: dict[str, Case] = {
     "64/192": Case({"head_dim": 64, "v_head_dim": 192, **RANGE, "schedule": "stride"}, window, (1, 4, 1, 300, 300)),
     "128/64": Case({"head_dim": 128, "v_head_dim": 64, **RANGE}, window, (1, 2, 1, 300, 300)),
     "64/128": Case({"head_dim": 48, "v_head_dim": 96, **BITS}, None, (1, 2, 1, 300, 300), kept=scattered),
+    "split": Case({"head_dim": 64, "split": True}, sizes=(2, 2, 1, 130, 700), given=("sinks", "peaks")),
+    "split, causal": Case({"head_dim": 128, **RANGE, "starts": False, "split": True}, ending, (1, 2, 1, 150, 900)),
+    "split, window": Case({"head_dim": 64, **RANGE, "split": True}, window, (2, 2, 1, 500, 450), given=("order", "peaks", "7 portions")),
+    "split, band": Case({"head_dim": 64, **RANGE, "split": True}, lambda b, h, q: [(q - 450, q + 300)], (1, 2, 1, 600, 1000)),
+    "split, two": Case({"head_dim": 64, **LIST, "pieces": 2, "split": True}, two, (2, 4, 2, 500, 500), given=("apart", "order")),
+    "split, by stride": Case(
+        {"head_dim": 64, **LIST, "pieces": 2, "split": True, "schedule": "stride"}, two, (1, 2, 2, 500, 500), given=("2 portions",)
+    ),
+    "split, bits": Case({"head_dim": 64, **BITS, "split": True}, None, (2, 2, 1, 500, 700), kept=scattered, given=("sinks", "peaks")),
+    "split, crossed": Case({"head_dim": 64, **LIST, "crossed": True, "split": True}, evicted, (1, 2, 1, 500, 720)),
+    "split, score": Case(
+        {"head_dim": 64, **RANGE, "split": True, "score": True}, window, (1, 2, 1, 300, 500), score="gate", given=("peaks",)
+    ),
+    "split, 192/128": Case({"head_dim": 192, "v_head_dim": 128, **RANGE, "split": True}, window, (1, 2, 1, 300, 500)),
+    "split, 256": Case({"head_dim": 256, **BITS, "split": True, "pack": 2}, None, (1, 2, 1, 100, 500), kept=alike, given=("5 portions",)),
+    "split, 80/24": Case({"head_dim": 80, "v_head_dim": 24, "split": True}, sizes=(1, 2, 1, 70, 300), given=("2 portions",)),
+    "split, where it does not hold": Case({"head_dim": 64, **RANGE, "runs": "hold", "split": True}, causal, given=("broken 1",)),
+    "2 heads a tile": Case({"head_dim": 64, "pack": 2}, sizes=(2, 4, 2, 64, 300), given=("sinks", "peaks")),
+    "2 heads a tile, causal": Case({"head_dim": 128, **RANGE, "pack": 2}, causal, (1, 4, 1, 170, 300), given=("order",)),
+    "2 heads a tile, bits": Case({"head_dim": 64, **BITS, "pack": 2}, None, (2, 4, 2, 100, 500), kept=alike),
+    "2 heads a tile, crossed": Case(
+        {"head_dim": 64, **LIST, "crossed": True, "pack": 2}, lambda b, h, k: [(k // 2, k // 2 + 30)], (1, 2, 1, 150, 300)
+    ),
+    "2 heads a tile, score": Case({"head_dim": 64, **RANGE, "pack": 2, "score": True}, causal, (1, 4, 2, 100, 300), score="gate"),
+    "2 heads a tile, 256": Case({"head_dim": 256, **RANGE, "pack": 2}, causal, (2, 2, 1, 100, 300), given=("sinks",)),
+    "2 heads a tile, split": Case({"head_dim": 64, **LIST, "pieces": 3, "pack": 2, "split": True}, three, (2, 4, 2, 64, 600)),
     "softcap": Case({"head_dim": 64, **RANGE, "score": True}, causal, score="softcap"),
     "slopes": Case({"head_dim": 64, "score": True}, score="slopes", given=("sinks", "peaks")),
     "gate": Case({"head_dim": 64, **LIST, "pieces": 2, "score": True}, two, (1, 2, 2, 500, 500), score="gate"),
@@ -288,9 +324,9 @@ def arguments(case: Case, plan: HopperPlan) -> Given:
     _, heads, _, q_len, _ = case.sizes
     given: Given = {}
     if plan.map_form != "none":
-        given = map_of(states_of(dense(case, plan.crossed), plan.block_q, plan.block_kv), plan.map_form)
+        given = map_of(states_of(dense(case, plan.crossed), plan.queries, plan.block_kv), plan.map_form)
         if plan.bits:
-            given |= bits_of(dense(case, False), given, plan.block_q, plan.block_kv)
+            given |= bits_of(dense(case, False), given, plan.queries, plan.block_kv)
         else:
             names = ("column_starts", "column_stops") if plan.crossed else ("row_starts", "row_stops")
             given |= dict(zip(names, intervals_of(case, plan.crossed), strict=True))
@@ -299,7 +335,7 @@ def arguments(case: Case, plan: HopperPlan) -> Given:
     if "peaks" in case.given:
         given["peaks"] = torch.full(case.sizes[:2] + case.sizes[3:4], float("nan"))
     if "order" in case.given:
-        rows = -(-q_len // plan.block_q)
+        rows = -(-q_len // plan.queries)
         given["order"] = torch.tensor([*range(rows), *[1] * 18], dtype=torch.int32)  # one of them is long, in the last heads
     for flag in (0, 1, 2):
         if f"broken {flag}" in case.given:
@@ -324,11 +360,19 @@ def check(case: Case, module: Any, device: str) -> str:
             given[name] += 1 << 20
     into = (torch.full((batch, heads, q_len, plan.v_head_dim), 7.0, dtype=dtype), torch.full((batch, heads, q_len), 7.0))
     queue = torch.zeros(1, dtype=torch.int32, device=device)
+    more = {"portions": int(next((told.split()[0] for told in case.given if "portions" in told), 4))} if plan.split else {}
     captures = module.pack([t.to(device) for t in tables], [])
     for _ in range(2):
         mine = tuple(x.clone().to(device) for x in into)
         out, lse = module.forward(
-            *(x.to(device) for x in (q, k, v)), case.scale, ((), ()), captures, **given, queue=queue, into=mine if idle or _ else None
+            *(x.to(device) for x in (q, k, v)),
+            case.scale,
+            ((), ()),
+            captures,
+            **given,
+            **more,
+            queue=queue,
+            into=mine if idle or _ else None,
         )
     if int(queue) != 0:
         return f"the queue was left at {int(queue)}"

@@ -41,6 +41,13 @@ CASES: dict[str, Case] = {
     "192/128, extras": Case({"head_dim": 192, "v_head_dim": 128, **LIST, "pieces": 3}, given=("extras",)),
     "192/128, gate": Case({"head_dim": 192, "v_head_dim": 128, **RANGE, "score": True}, score="gate"),
     "128/256": Case({"head_dim": 128, "v_head_dim": 256, **RANGE}),
+    "split": Case({"head_dim": 128, **RANGE, "split": True}),
+    "split, 2 heads a tile, bits": Case({"head_dim": 128, **BITS, "split": True, "pack": 2}, given=("extras",)),
+    "2 heads a tile": Case({"head_dim": 64, **RANGE, "pack": 2}),
+    "2 heads a tile, crossed": Case({"head_dim": 128, **LIST, "crossed": True, "pack": 2}),
+    "256, split": Case({"head_dim": 256, **LIST, "pieces": 2, "split": True, "pack": 2}),
+    "192/128, split": Case({"head_dim": 192, "v_head_dim": 128, **RANGE, "split": True}),
+    "split, gate": Case({"head_dim": 128, **RANGE, "split": True, "pack": 2, "score": True}, score="gate"),
 }  # fmt: skip
 # with as few registers as a plan may have, and with fewer
 LEAST: Given = {"consumer_registers": 216, "producer_registers": 40}
@@ -72,7 +79,7 @@ def main(names: list[str]) -> None:
             path.write_text(source_of(case, plan))
             extras: dict[str, Any] = {}
             if plan.map_form != "none":
-                extras["order"] = torch.zeros(-(-offline.LENGTH // plan.block_q) + 18, dtype=torch.int32)
+                extras["order"] = torch.zeros(-(-offline.LENGTH // plan.queries) + 18, dtype=torch.int32)
             if "extras" in case.given:
                 extras |= {"sinks": torch.zeros(4), "peaks": torch.zeros(2, 4, offline.LENGTH)}
             tables = (tables_of(case.score, 4, offline.LENGTH, offline.LENGTH), ())

@@ -381,9 +381,28 @@ gluon = SimpleNamespace(jit=lambda function=None, **options: function or Kernel,
 NAMES = {
     "gl": gl, "gluon": gluon, "mbarrier": mbarrier, "fence_async_shared": lambda: None, "warpgroup_mma": multiply,
     "warpgroup_mma_wait": await_products, "GluonDescriptor": Descriptor, "TensorDescriptor": TensorDescriptor, "torch": torch,
-    "triton": triton,
+    "tl": SimpleNamespace(constexpr=int),
+    "triton": SimpleNamespace(cdiv=triton.cdiv, jit=lambda function=None, **options: function or identity),
     "tma": SimpleNamespace(async_load=tma_load, async_store=tma_store, async_atomic_add=tma_add, store_wait=store_wait),
 }  # fmt: skip
+
+
+def add_portions(memory: Sequence[torch.Tensor], out: Any, lse: Any, broken: Any, sinks: Any, peaks: Any, runs: str) -> None:
+    """What plain Triton's kernel does."""
+    if runs != "always" and int(broken) != (runs == "fail"):
+        return
+    sums, totals, heights = memory
+    height = heights.amax(0)
+    if peaks is not None:
+        peaks.copy_(height * math.log(2))
+    if sinks is not None:
+        sums, totals = torch.cat([sums, 0 * sums[:1]]), torch.cat([totals, 0 * totals[:1] + 1])
+        heights = torch.cat([heights, (sinks / math.log(2))[:, None].expand_as(heights[:1])])
+    height = heights.amax(0)
+    factor = torch.exp2(heights - torch.where(height.isinf(), 0.0, height))
+    total = (totals * factor).sum(0)
+    out.copy_((sums * factor[..., None]).sum(0) / torch.where(total == 0, 1.0, total)[..., None])
+    lse.copy_((height + total.log2()) * math.log(2))
 
 
 def loaded(source: str) -> Any:
@@ -392,6 +411,8 @@ def loaded(source: str) -> Any:
     names: dict[str, Any] = dict(NAMES)
     exec(compile(text.replace('getattr(gl, "barrier", None) or gl.thread_barrier', "lambda: None"), "generated", "exec"), names)
     names["processors"] = lambda device: PROGRAMS
+    if names.get("SPLIT"):
+        names["add_portions"] = lambda *given: add_portions(*given, runs=names["RUNS"])
     return SimpleNamespace(**names)
 
 

@@ -76,13 +76,19 @@ MISTAKES = {
     "apart, a long line that comes twice": ("gl.where(is_last, long, 0) + rest", "rest"),
     "bits of another tile": ("gl.load(tile_map[6] + part_at + i,", "gl.load(tile_map[6] + part_at + i - 1,"),
     "bits where the first tile is FULL": ("gl.where(full > 0, ALL, NOTHING)", "0"),
-    "bits of the first warpgroup for all": ("* BLOCK_Q + W * ROWS) * WORDS", "* BLOCK_Q) * WORDS"),
+    "bits of the first warpgroup for all": ("* QUERIES + W * APART) * WORDS", "* QUERIES) * WORDS"),
     "wide, queries over output that has not left": ("tma.store_wait(0)\n", "pass\n"),
     "wide, a place given back before the output": (f"{LEAVES}\n        {PLACE_IS_FREE}", f"{PLACE_IS_FREE}\n        {LEAVES}"),
     "wide, a product of the scores that is not waited for": ("warpgroup_mma_wait(V_PARTS,", "warpgroup_mma_wait(V_PARTS + 1,"),
     "wide, one part of the keys for all": ("slot * PARTS + i", "slot * PARTS"),
     "wide, parts that replace each other": ("use_acc=i > 0", "use_acc=False"),
     "wide, one part of the output for all": ("start, i * PART]", "start, 0]"),
+    "split, all FULL tiles for each portion": ("range(first_full, last_full)", "range(full)"),
+    "split, a portion that begins with the walk": ("first = gl.where(low > 0, chosen, first)", "first = first + 0"),
+    "split, a tile for a portion that has none": ("gl.where(low < following, first, gl.cdiv(kv_len, BLOCK_KV))", "first"),
+    "split, all portions to one place": ("portion.to(gl.int64) * all_rows", "gl.to_tensor(0).to(gl.int64)"),
+    "2 heads, the queries of one for both": ("h + w * (PACK - 1)", "h"),
+    "2 heads, output of one for both": ("h += W * (PACK - 1)", "h += 0"),
 }
 
 
@@ -92,7 +98,7 @@ def test_the_simulation_notices(mistake, monkeypatch):
     monkeypatch.setattr(hopper_on_cpu, "LATE", 0.02)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     right, wrong = MISTAKES[mistake]
-    kinds = {"bits": "bits", "wide": "192, window", "apart": "heads apart"}
+    kinds = {"bits": "bits", "wide": "192, window", "apart": "heads apart", "split": "split, two", "2 heads": "2 heads a tile"}
     case = CASES[next((case for kind, case in kinds.items() if mistake.startswith(kind)), "crossed")]
     text = source_of(case)
     assert right in text
@@ -129,6 +135,7 @@ def test_registers_are_not_spilled(compiled, case, request):
         "256, bits, score": 140 if newer else 100,
         "192/128, gate": 180,
         "256, gate": 140,
+        "split, gate": 160,
         "three warpgroups": 64,
     }
     assert compiled[case]["spills"] <= few.get(case, 100 if wide else 40)
@@ -144,7 +151,7 @@ def test_products_stay_asynchronous(compiled, case):
     assert opcodes["HGMMA"] == plan.consumers * ((steps + early) * plan.padded_dim + steps * v_parts * plan.block_kv) // 16
     assert opcodes["WARPGROUP"] == plan.consumers * (steps * (parts + v_parts + 2) + 2 * early)
     assert opcodes["UTMALDG"] == (plan.consumers * plan.padded_dim + 2 * (plan.padded_dim + plan.padded_v_dim)) // 64
-    assert opcodes["UTMASTG"] == plan.consumers * v_parts
+    assert opcodes.get("UTMASTG", 0) == (0 if plan.split else plan.consumers * v_parts)
 
 
 @pytest.mark.parametrize("case", COMPILED)
@@ -177,6 +184,16 @@ def test_plans_refuse_what_spills(compiled, case):
             plan_of(hopper_compiled.LIMITS[case])
 
 
+def test_files_of_plans_that_split_nothing_say_nothing_of_it():
+    whole, split = (source_of(CASES[case]) for case in ("causal", "split, causal"))
+    assert "portion_of" not in whole and "join_portions" not in whole and "if SPLIT" not in split and "join_portions" in split
+
+
+def test_warpgroups_with_heads_of_their_own_are_two():
+    with pytest.raises(ValueError, match="either each of two warpgroups has a head of its own"):
+        plan_hopper(64, pack=3)
+
+
 def test_files_of_narrow_plans_say_nothing_of_wide_ones():
     narrow, wide = (assemble_hopper(plan_hopper(d, map_form="range", pieces=1)) for d in (128, 256))
     assert "WIDE" not in narrow and "load_parts" not in narrow and "if WIDE" not in wide and "load_parts" in wide
@@ -191,7 +208,9 @@ def ruff(folder, *command):
 
 def test_files_name_what_they_use_and_are_formatted(tmp_path):
     """Rules of style beyond that are left out: Triton specialises an `if`, so that two of them may not be joined."""
-    for number, case in enumerate(["full", "three", "crossed", "bits", "gate", "256, bits"]):
+    for number, case in enumerate(
+        ["full", "three", "crossed", "bits", "gate", "256, bits", "split, crossed", "split, 192/128", "2 heads a tile"]
+    ):
         (tmp_path / f"kernel_{number}.py").write_text(source_of(CASES[case]))
     ruff(tmp_path, "check", "--select", "E,F,I")
     ruff(tmp_path, "format", "--check", "--diff")
