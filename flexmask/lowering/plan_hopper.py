@@ -146,7 +146,8 @@ class HopperPlan:
         return both & -both
 
     def shared_bytes(self) -> int:
-        """Shared memory: queries, output (but sums, of split rows), keys and values of all stages; and records, barriers and the cuts of keys."""
+        """Shared memory: queries, output (unless rows are split), keys and values of all stages; and records, barriers and the cuts of
+        keys."""
         if self.wide:
             halves = self.q_stages * self.block_q * max(self.padded_dim, self.padded_v_dim)
         else:

@@ -27,7 +27,7 @@ class Few(NamedTuple):
 
     @property
     def done(self) -> str:
-        """What is done for them; "" if nothing."""
+        """What is done for them."""
         parts = [f"up to {self.pack} heads share a tile"] * (self.pack > 1) + ["rows are split among programs"] * self.split
         return " and ".join(parts)
 
@@ -50,8 +50,8 @@ def processors_of(device: torch.device) -> int:
 
 
 def served(store: Store, request: Request, dtype: torch.dtype, device: torch.device) -> Served:
-    """How a call is served if its queries are few. Calls whose rows fit a tile or so of plain Triton's kernel keep to that, as they wait
-    for the memory whatever multiplies."""
+    """How a call is served if its queries are few: rows are split where there would be two programs or more for each that there is
+    without."""
     processors, s = processors_of(device), request.shapes
     if not processors or 0 in (s.q_len, s.kv_len, s.batch, s.heads):
         return MANY
@@ -62,27 +62,28 @@ def served(store: Store, request: Request, dtype: torch.dtype, device: torch.dev
 
 @lru_cache(maxsize=4096)
 def _served(q_len: int, kv_len: int, heads: int, group: int, most: int, processors: int) -> Served:
-    """By sizes: `heads` of all batch entries, of which each `group` may share tiles of at most so many rows."""
-    plain, hopper = _plain(q_len, heads, group, most, kv_len, processors), _hopper(q_len, heads, group, kv_len, processors)
-    small = plain != Few() and q_len * group <= MOST_ROWS
-    return Served(plain, hopper, f"so few queries wait for the memory, and {plain.done}" if small else "")
+    """By sizes: `heads` of all batch entries, of which each `group` may share tiles of at most so many rows. Rows of the Hopper kernel take
+    two thirds of the time."""
+    pack, rows, tiles = _plain(q_len, heads, group, most)
+    twos, hopper_tiles = _hopper(q_len, heads, group)
+    split, hopper_split = (2 * n <= processors and kv_len >= LEAST_KEYS for n in (tiles, hopper_tiles))
+    plain = Few(pack, rows, split) if pack > 1 or split else Few()
+    hopper = Few(twos, HOPPER_ROWS, hopper_split) if twos > 1 or hopper_split else Few()
+    smaller = plain != Few() and 3 * tiles * rows < 2 * hopper_tiles * HOPPER_ROWS
+    return Served(plain, hopper, f"of so few queries {plain.done}, and its tiles would be half empty" if smaller else "")
 
 
-def _plain(q_len: int, heads: int, group: int, most: int, kv_len: int, processors: int) -> Few:
-    """Heads share tiles where that at least halves these; rows are split where there would be two programs or more for each that there
-    is without."""
+def _plain(q_len: int, heads: int, group: int, most: int) -> tuple[int, int, int]:
+    """How many heads share a tile, its rows, and how many tiles there are: heads share them where that at least halves these."""
     pack = 1 << (group - 1).bit_length()
     if pack > most or 2 * -(-q_len // (most // pack)) > group * -(-q_len // most):
         pack = 1
     rows = min(most, max(16, 1 << (min(q_len, most) * pack - 1).bit_length()))
-    tiles = -(-q_len // (rows // pack)) * heads // (group if pack > 1 else 1)
-    split = 2 * tiles <= processors and kv_len >= LEAST_KEYS
-    return Few(pack, rows, split) if pack > 1 or split else Few()
+    return pack, rows, -(-q_len // (rows // pack)) * heads // (group if pack > 1 else 1)
 
 
-def _hopper(q_len: int, heads: int, group: int, kv_len: int, processors: int) -> Few:
-    """Heads share tiles in twos where a quarter of these is saved; rows are split where there is room for two programs for each."""
+def _hopper(q_len: int, heads: int, group: int) -> tuple[int, int]:
+    """How many heads share a tile, and how many tiles there are: heads share them in twos where that saves a quarter of these."""
     paired, alone = -(-q_len // HOPPER_HEAD_ROWS) * heads // 2, -(-q_len // HOPPER_ROWS) * heads
     pack = 2 if group % 2 == 0 and 4 * paired <= 3 * alone else 1
-    split = 2 * (paired if pack > 1 else alone) <= processors and kv_len >= LEAST_KEYS
-    return Few(pack, HOPPER_ROWS, split) if pack > 1 or split else Few()
+    return pack, paired if pack > 1 else alone

@@ -101,7 +101,7 @@ def _forward_arguments(module: Any, plan: KernelPlan | HopperPlan, call: Callabl
     arguments = _recorded(module, "attention_forward", lambda: joined.extend(_recorded(module, "join_portions", call)))
     width = 1 << (plan.v_head_dim - 1).bit_length()
     with _compiling_for(arch or plan.arch):
-        module.join_portions.warmup(*joined, ROWS=1, TOGETHER=16, WIDTH=width, grid=(1,), num_warps=4)
+        module.join_portions.warmup(*joined, TOGETHER=4, WIDTH=width, grid=(1,), num_warps=1)
     return arguments
 
 

@@ -46,33 +46,33 @@ def finish_rows(acc, total, height, row, head, exists, to, lse, sinks, peaks, se
 def join_portions(
     portion_sums, portion_totals, portion_heights,  # float32 [portions, B, Hq, Q, Dv], and twice [portions, B, Hq, Q]
     out, lse, rows, q_len, heads, portions, stride_ob, stride_oh, stride_on, broken, sinks, peaks, seed, factor,
-    ROWS: tl.constexpr, TOGETHER: tl.constexpr, WIDTH: tl.constexpr,
+    TOGETHER: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """ROWS of the output, of `rows` in all, from what the portions have left of them, TOGETHER of these at a time."""
+    """A row of the output, of `rows` in all, from what the portions have left of it, TOGETHER of these at a time."""
     if stands_down(broken):
         return
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    exists = row < rows
-    column = tl.arange(0, WIDTH)[None, None, :]
-    acc = tl.zeros([ROWS, WIDTH], tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    height = tl.full([ROWS], float("-inf"), tl.float32)
+    row = tl.program_id(0)
+    column = tl.arange(0, WIDTH)[None, :]
+    acc = tl.zeros([1, WIDTH], tl.float32)
+    total = tl.zeros([1], tl.float32)
+    height = tl.full([1], float("-inf"), tl.float32)
     for first in range(0, portions, TOGETHER):
-        portion = first + tl.arange(0, TOGETHER)[:, None]
-        at = row[None, :] + portion * rows.to(tl.int64)
-        there = exists[None, :] & (portion < portions)
+        portion = first + tl.arange(0, TOGETHER)
+        there = portion < portions
+        at = portion.to(tl.int64) * rows + row
         found = tl.load(portion_heights + at, mask=there, other=float("-inf"))
+        totals = tl.load(portion_totals + at, mask=there, other=0.0)
+        sums = tl.load(portion_sums + at[:, None] * V_HEAD_DIM + column, mask=there[:, None] & (column < V_HEAD_DIM), other=0.0)
         top = tl.maximum(height, tl.max(found, axis=0))
         base = tl.where(top == float("-inf"), 0.0, top)
-        before, now = tl.exp2(height - base), tl.exp2(found - base[None, :])
-        places = portion_sums + at[:, :, None] * V_HEAD_DIM + column
-        sums = tl.load(places, mask=there[:, :, None] & (column < V_HEAD_DIM), other=0.0)
-        acc = acc * before[:, None] + tl.sum(sums * now[:, :, None], axis=0)
-        total = total * before + tl.sum(tl.load(portion_totals + at, mask=there, other=0.0) * now, axis=0)
+        before, now = tl.exp2(height - base), tl.exp2(found - base)
+        acc = acc * before[:, None] + tl.sum(sums * now[:, None], axis=0, keep_dims=True)
+        total = total * before + tl.sum(totals * now, axis=0)
         height = top
-    head, query = row // q_len % heads, row % q_len
-    to = out + row // q_len // heads * stride_ob + head * stride_oh + query * stride_on
-    finish_rows(acc, total, height, row, head, exists, to, lse, sinks, peaks, seed, factor, WIDTH)
+    line = row + tl.arange(0, 1)
+    b, head, query = line // q_len // heads, line // q_len % heads, line % q_len
+    to = out + b.to(tl.int64) * stride_ob + head.to(tl.int64) * stride_oh + query.to(tl.int64) * stride_on
+    finish_rows(acc, total, height, line, head, line < rows, to, lse, sinks, peaks, seed, factor, WIDTH)
 
 
 # ---- functions
@@ -94,8 +94,8 @@ def add_portions(memory, out, lse, broken, sinks, peaks, seed=None, factor=1.0):
     """Fills out, lse and, if wanted, the greatest scores from what `portion_memory` made room for."""
     heads, q_len, width = out.shape[1:]
     portions, rows = memory[1].shape[0], lse.numel()
-    together = 4 if portions <= 4 else 16
-    join_portions[(triton.cdiv(rows, 16 // together),)](
+    together = 16 if portions > 4 and rows <= 1024 else 4  # of few rows, what is left is waited for but once
+    join_portions[(rows,)](
         *memory, out, lse, rows, q_len, heads, portions, *out.stride()[:3], broken, sinks, peaks, seed, factor,
-        ROWS=16 // together, TOGETHER=together, WIDTH=triton.next_power_of_2(width), num_warps=4, enable_fp_fusion=True,
+        TOGETHER=together, WIDTH=triton.next_power_of_2(width), num_warps=together // 4, enable_fp_fusion=True,
     )  # fmt: skip

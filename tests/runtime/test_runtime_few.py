@@ -64,12 +64,10 @@ def test_sizes_decide_for_hopper(gpu, sizes, expected):
     assert found(None, *sizes).hopper == expected
 
 
-def test_what_fits_a_small_tile_keeps_to_plain_triton(gpu):
-    assert (
-        found(None, 1, 32, 8, 16, 8192).why
-        == "so few queries wait for the memory, and up to 4 heads share a tile and rows are split among programs"
-    )
-    assert found(None, 1, 32, 8, 17, 8192).why == found(None, 1, 32, 8, 8192, 8192).why == found(None, 1, 32, 32, 1, 512).why == ""
+def test_what_fills_small_tiles_better_keeps_to_plain_triton(gpu):
+    why = "of so few queries up to 4 heads share a tile and rows are split among programs, and its tiles would be half empty"
+    assert found(None, 1, 32, 8, 16, 8192).why == found(None, 1, 32, 8, 32, 8192).why == why
+    assert all(found(None, 1, 32, *sizes).why == "" for sizes in ((8, 64, 8192), (8, 8192, 8192), (32, 1, 512)))
 
 
 def test_heads_with_masks_of_their_own_share_nothing(gpu):
@@ -96,5 +94,5 @@ def chosen(q_len):
 def test_the_plans_are_those_of_the_kernels_for_few(gpu):
     plain, hopper = chosen(1), chosen(64)
     assert isinstance(plain.plan, KernelPlan) and plain.plan.is_few and plain.plan.queries == 4
-    assert plain.passed_over.startswith("so few queries wait for the memory")
+    assert plain.passed_over.startswith("of so few queries up to 4 heads share a tile")
     assert isinstance(hopper.plan, HopperPlan) and hopper.plan.is_few and hopper.plan.queries == 64 and hopper.passed_over == ""
