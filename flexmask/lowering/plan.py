@@ -89,7 +89,7 @@ class KernelPlan:
             raise ValueError("a range map comes from row intervals")
         if self.bits and (self.map_form != "list" or self.pieces):
             raise ValueError("bits belong to the PARTIAL tiles of a list, where there are no intervals")
-        if self.pack not in (1, 2, 4, 8, 16, 32, 64) or self.pack > self.block_q:
+        if self.pack not in (1, 2, 4, 8, 16, 32, 64, 128) or self.pack > self.block_q:
             raise ValueError(f"heads that share a tile are a power of two up to its {self.block_q} rows, not {self.pack}")
 
     def __str__(self) -> str:
@@ -189,8 +189,9 @@ def plan_forward(
     dim = max(padded(head_dim), padded(v_head_dim))
     block_q, block_kv, num_warps, num_stages = _sizes(dim, dtype, arch, loads, work, gathers)
     if pack > 1 or split:
-        block_q, num_warps = min(block_q, rows), 4
-        block_kv, num_stages = _keys_of_few(dim, dtype, arch, work >= 3 and rows > 32) or (min(block_kv, 64), num_stages)
+        block_q, block_kv, num_warps, num_stages = _sizes_of_few(dim, dtype, arch, work, rows) or (
+            min(block_q, rows), min(block_kv, 64), 4, num_stages,
+        )  # fmt: skip
     num_stages = num_stages if pipelined else 1
     plan: KernelPlan | None = KernelPlan(
         head_dim, v_head_dim, dtype, map_form, pieces, bits, starts, runs, score, block_q, block_kv, num_warps, num_stages, loads, arch,
@@ -222,12 +223,13 @@ def _sizes(dim: int, dtype: str, arch: int, loads: str, work: int, gathers: bool
     return _row(dim, dtype, arch, loads)[work]
 
 
-def _keys_of_few(dim: int, dtype: str, arch: int, masked: bool) -> tuple[int, int] | None:
-    """Keys of a tile, and stages, where queries are few and the shared memory great: as much in flight as that holds, by one program a
-    multiprocessor. `masked` ones have addresses for many pairs to keep."""
+def _sizes_of_few(dim: int, dtype: str, arch: int, work: int, rows: int) -> Tile | None:
+    """The same where queries are few and the shared memory great: as many keys in flight as that holds, by one program a multiprocessor.
+    Of many rows, kernels that evaluate mods take fewer keys at a time, as they have addresses of many pairs to keep."""
     if dtype == "float32" or SHARED_BYTES.get(arch, 0) < SHARED_BYTES[90]:
         return None
-    return (64 if dim > 128 or masked else 128), 3
+    heavy = work if rows > 32 else 0
+    return rows, 32 if heavy == 4 else 64 if heavy == 3 or dim > 128 else 128, 8 if rows > 64 else 4, 3
 
 
 def _row(dim: int, dtype: str, arch: int, loads: str) -> Row:

@@ -10,8 +10,8 @@ import torch
 from .request import Request
 from .store import Store
 
-# rows of a tile of plain Triton; in float32 as many as products of these fit the registers at any head dim
-MOST_ROWS, MOST_FLOAT32_ROWS = 64, 16
+# rows of a tile of plain Triton; before Hopper; and in float32 as many as products of these fit the registers at any head dim
+MOST_ROWS, MOST_AMPERE_ROWS, MOST_FLOAT32_ROWS = 128, 64, 16
 # rows of a tile of the Hopper kernel, and of each head where two share one
 HOPPER_ROWS, HOPPER_HEAD_ROWS = 128, 64
 # splitting shorter rows would not pay for adding up the parts
@@ -49,7 +49,7 @@ def processors_of(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
 
 
-def served(store: Store, request: Request, dtype: torch.dtype, device: torch.device) -> Served:
+def served(store: Store, request: Request, dtype: torch.dtype, arch: int, device: torch.device) -> Served:
     """How a call is served if its queries are few: rows are split where there would be two programs or more for each that there is
     without."""
     processors, s = processors_of(device), request.shapes
@@ -57,7 +57,8 @@ def served(store: Store, request: Request, dtype: torch.dtype, device: torch.dev
         return MANY
     by_head = request.mask is not None and store.facts(request.mask)[1].uses_h
     group = 1 if by_head else s.heads // s.kv_heads
-    return _served(s.q_len, s.kv_len, s.batch * s.heads, group, MOST_FLOAT32_ROWS if dtype == torch.float32 else MOST_ROWS, processors)
+    most = MOST_FLOAT32_ROWS if dtype == torch.float32 else MOST_ROWS if 90 <= arch < 120 else MOST_AMPERE_ROWS
+    return _served(s.q_len, s.kv_len, s.batch * s.heads, group, most, processors)
 
 
 @lru_cache(maxsize=4096)

@@ -75,8 +75,9 @@ def run_triton(
         with torch.cuda.device(q.device):
             return run_triton(store, request, q, k, v, scale, extras)
     tma = q.is_cuda and launch.fits_tma(q, k, v)
-    few = served(store, request, q.dtype, q.device)
-    target = Target(q.dtype, arch_of(q.device), tma, DROPOUT if extras.dropout_p else few.why, few=few)
+    arch = arch_of(q.device)
+    few = served(store, request, q.dtype, arch, q.device)
+    target = Target(q.dtype, arch, tma, DROPOUT if extras.dropout_p else few.why, few=few)
 
     mask, score, queue = _captures(request.mask), _captures(request.score), launch.queue_of(q.device)
 
@@ -197,8 +198,9 @@ def kernel_paths(store: Store, request: Request, dtype: torch.dtype) -> list[Pat
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     if dtype == torch.float64:  # the CPU's own type: a kernel would take the next smaller one
         dtype = torch.float32
-    few = served(store, request, dtype, device)
-    target = Target(dtype, arch_of(device), True, few.why, few=few)
+    arch = arch_of(device)
+    few = served(store, request, dtype, arch, device)
+    target = Target(dtype, arch, True, few.why, few=few)
     tuned = tuning.find(store, request, device, subject(store, request, target, device))
     return [_file(store, request, choice.plan) for choice in choose(store, request, target, tuned=tuned)]
 
@@ -209,8 +211,9 @@ def describe(store: Store, request: Request, tensors: tuple[torch.Tensor, ...], 
         return _cpu_map(store, request), ["kernel          torch matrix products over the kept tiles"]
     q, k, v = tensors
     lines, tile_map = [], None
-    few = served(store, request, q.dtype, q.device)
-    target = Target(q.dtype, arch_of(q.device), q.is_cuda and launch.fits_tma(q, k, v), few.why, few=few)
+    arch = arch_of(q.device)
+    few = served(store, request, q.dtype, arch, q.device)
+    target = Target(q.dtype, arch, q.is_cuda and launch.fits_tma(q, k, v), few.why, few=few)
     tuned = tuning.find(store, request, q.device, subject(store, request, target, q.device))
     for choice in choose(store, request, target, look_at(store, request, q.device), tuned):
         lines += [f"kernel          {choice.plan}"]

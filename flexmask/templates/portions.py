@@ -94,8 +94,8 @@ def add_portions(memory, out, lse, broken, sinks, peaks, seed=None, factor=1.0):
     """Fills out, lse and, if wanted, the greatest scores from what `portion_memory` made room for."""
     heads, q_len, width = out.shape[1:]
     portions, rows = memory[1].shape[0], lse.numel()
-    together = 16 if portions > 4 and rows <= 1024 else 4  # of few rows, what is left is waited for but once
+    together = 16 if portions > 4 and rows <= 1024 else 4  # of few rows, memory is waited for less often
     join_portions[(rows,)](
         *memory, out, lse, rows, q_len, heads, portions, *out.stride()[:3], broken, sinks, peaks, seed, factor,
-        TOGETHER=together, WIDTH=triton.next_power_of_2(width), num_warps=together // 4, enable_fp_fusion=True,
+        TOGETHER=together, WIDTH=triton.next_power_of_2(width), num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip

@@ -171,9 +171,10 @@ def test_the_same_bits_each_time_and_in_a_graph(q_len, documents):
 SMALL = st.builds(Sizes, st.integers(1, 2), st.sampled_from([2, 6]), st.sampled_from([1, 3, 12, 33, 64, 130]), st.integers(1024, 2600))
 
 
-@settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-@given(predicates(SMALL), st.sampled_from([1, 2]))
-def test_random_predicates(predicate, kv_heads):
+@pytest.mark.parametrize("part", range(10))  # by several processes
+@settings(max_examples=5, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(predicate=predicates(SMALL), kv_heads=st.sampled_from([1, 2]))
+def test_random_predicates(part, predicate, kv_heads):
     s = predicate.sizes
     there = {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in predicate.captures.items()}
     check(*tensors(s.B, s.H, kv_heads, s.Q, s.KV, 32, 32, torch.float16), replace(predicate, captures=there).mask())

@@ -16,9 +16,9 @@ from flexmask.runtime.store import Store
 BY_HEAD = flexmask.mask(lambda b, h, q_idx, kv_idx: kv_idx <= q_idx + h)
 
 
-def found(mask, batch, heads, kv_heads, q_len, kv_len, dtype=torch.bfloat16):
+def found(mask, batch, heads, kv_heads, q_len, kv_len, dtype=torch.bfloat16, arch=90):
     request = Request(None if mask is None else mask.traced(), None, Shapes(batch, heads, kv_heads, q_len, kv_len, 128, 128))
-    return served(Store(), request, dtype, torch.device("cpu"))
+    return served(Store(), request, dtype, arch, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def gpu(monkeypatch):
         ((1, 32, 32, 1, 512), Few()),  # too short to be split
         ((1, 40, 8, 1, 8192), Few(8, 16, True)),  # five heads and room for three
         ((1, 64, 1, 1, 8192), Few(64, 64, True)),
-        ((1, 128, 1, 1, 8192), Few()),  # more heads than a tile has rows, and as many tiles as processors
-        ((1, 8, 2, 32, 8192), Few(4, 64, True)),
-        ((1, 8, 2, 64, 8192), Few(1, 64, True)),  # sharing would not halve the tiles
+        ((1, 256, 1, 1, 8192), Few()),  # more heads than a tile has rows, and as many tiles as processors
+        ((1, 8, 2, 32, 8192), Few(4, 128, True)),
+        ((1, 8, 2, 128, 8192), Few(1, 128, True)),  # sharing would not halve the tiles
         ((2, 32, 32, 8192, 8192), Few()),
         ((1, 4, 4, 0, 8192), Few()),
         ((1, 4, 4, 8, 0), Few()),
@@ -75,7 +75,8 @@ def test_heads_with_masks_of_their_own_share_nothing(gpu):
     assert found(BY_HEAD, 1, 32, 8, 64, 8192).hopper == Few(1, 128, True)
 
 
-def test_tiles_are_smaller_in_float32(gpu):
+def test_tiles_are_smaller_in_float32_and_on_smaller_gpus(gpu):
+    assert found(None, 1, 32, 8, 32, 8192, arch=80).plain == Few(4, 64, True)
     assert found(None, 1, 32, 8, 4, 8192, torch.float32).plain == Few(4, 16, True)
     assert found(None, 1, 32, 8, 16, 8192, torch.float32).plain == Few(1, 16, True)
 
@@ -86,7 +87,7 @@ def test_without_a_gpu_none_are_few():
 
 def chosen(q_len):
     request = Request(masks.causal.traced(), None, Shapes(1, 32, 8, q_len, 8192, 128, 128))
-    few = served(Store(), request, torch.bfloat16, torch.device("cpu"))
+    few = served(Store(), request, torch.bfloat16, 90, torch.device("cpu"))
     (choice,) = choose(Store(), request, Target(torch.bfloat16, 90, True, few.why, few=few))
     return choice
 
