@@ -172,7 +172,7 @@ SMALL = st.builds(Sizes, st.integers(1, 2), st.sampled_from([2, 6]), st.sampled_
 
 
 @pytest.mark.parametrize("part", range(10))  # by several processes
-@settings(max_examples=5, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(predicate=predicates(SMALL), kv_heads=st.sampled_from([1, 2]))
 def test_random_predicates(part, predicate, kv_heads):
     s = predicate.sizes
