@@ -26,7 +26,7 @@ class HopperPlan:
     warpgroups takes 64 rows of a tile. `stages` tiles of keys and values are in flight and `q_stages` of queries. The `schedule` is "grid"
     (a program a tile), "stride" (resident programs, each takes every so many-th tile) or "queue" (resident programs that take the next
     tile when they are done). Registers are those of a thread that multiplies and of one that loads. Of few queries: `pack` heads share a
-    tile (1 or 2, each with a warpgroup of its own), and each tile row's keys are `split` among programs.
+    tile (2, 4, 8 or 16, half of them for each of two warpgroups), and each tile row's keys are `split` among programs.
 
     Raises ValueError for what is no kernel, or needs more shared memory or registers than there are.
 
@@ -70,9 +70,9 @@ class HopperPlan:
             raise ValueError(
                 "PARTIAL tiles of a list compare either with intervals of the rows (pieces) or of the keys (crossed), or read bits"
             )
-        if self.pack not in (1, self.consumers) or self.pack > 2:
+        if self.pack > 1 and (self.consumers != 2 or self.pack not in (2, 4, 8, 16)):
             raise ValueError(
-                f"either each of two warpgroups has a head of its own, or all have the same, not {self.pack} in {self.consumers}"
+                f"heads that share a tile are 2, 4, 8 or 16, half of them for each of two warpgroups, not {self.pack} for {self.consumers}"
             )
         if min(self.stages, self.q_stages) < 1 or self.shared_bytes() > SHARED_BYTES:
             raise ValueError(f"needs {self.shared_bytes()} bytes of shared memory of {SHARED_BYTES}: use fewer stages or smaller tiles")
@@ -98,7 +98,7 @@ class HopperPlan:
         parts += ["bits of partial tiles"] * self.bits
         parts += [f"where the map's flag says {self.runs}"] * (self.runs != "always")
         parts += ["score mod"] * self.score
-        parts += ["2 heads a tile"] * (self.pack > 1) + ["rows split"] * self.split
+        parts += [f"{self.pack} heads a tile"] * (self.pack > 1) + ["rows split"] * self.split
         parts += [f"tiles {self.block_q}x{self.block_kv}", f"{self.stages} stages", self.schedule]
         return ", ".join([*parts, f"{self.consumer_registers}/{self.producer_registers} registers"])
 

@@ -12,8 +12,8 @@ from .store import Store
 
 # rows of a tile of plain Triton; before Hopper; and in float32 as many as products of these fit the registers at any head dim
 MOST_ROWS, MOST_AMPERE_ROWS, MOST_FLOAT32_ROWS = 128, 64, 16
-# rows of a tile of the Hopper kernel, and of each head where two share one
-HOPPER_ROWS, HOPPER_HEAD_ROWS = 128, 64
+# rows of a tile of the Hopper kernel, and how many heads may share it
+HOPPER_ROWS, HOPPER_PACKS = 128, (2, 4, 8, 16)
 # splitting shorter rows would not pay for adding up the parts
 LEAST_KEYS = 1024
 
@@ -66,10 +66,10 @@ def _served(q_len: int, kv_len: int, heads: int, group: int, most: int, processo
     """By sizes: `heads` of all batch entries, of which each `group` may share tiles of at most so many rows. Rows of the Hopper kernel take
     two thirds of the time."""
     pack, rows, tiles = _plain(q_len, heads, group, most)
-    twos, hopper_tiles = _hopper(q_len, heads, group)
+    shared, hopper_tiles = _hopper(q_len, heads, group)
     split, hopper_split = (2 * n <= processors and kv_len >= LEAST_KEYS for n in (tiles, hopper_tiles))
     plain = Few(pack, rows, split) if pack > 1 or split else Few()
-    hopper = Few(twos, HOPPER_ROWS, hopper_split) if twos > 1 or hopper_split else Few()
+    hopper = Few(shared, HOPPER_ROWS, hopper_split) if shared > 1 or hopper_split else Few()
     smaller = plain != Few() and 3 * tiles * rows < 2 * hopper_tiles * HOPPER_ROWS
     return Served(plain, hopper, f"of so few queries {plain.done}, and its tiles would be half empty" if smaller else "")
 
@@ -84,7 +84,10 @@ def _plain(q_len: int, heads: int, group: int, most: int) -> tuple[int, int, int
 
 
 def _hopper(q_len: int, heads: int, group: int) -> tuple[int, int]:
-    """How many heads share a tile, and how many tiles there are: heads share them in twos where that saves a quarter of these."""
-    paired, alone = -(-q_len // HOPPER_HEAD_ROWS) * heads // 2, -(-q_len // HOPPER_ROWS) * heads
-    pack = 2 if group % 2 == 0 and 4 * paired <= 3 * alone else 1
-    return pack, paired if pack > 1 else alone
+    """How many heads share a tile, and how many tiles there are: more heads where that saves a quarter of these."""
+    best, tiles = 1, -(-q_len // HOPPER_ROWS) * heads
+    for pack in HOPPER_PACKS:
+        shared = -(-q_len // (HOPPER_ROWS // pack)) * heads // pack
+        if group % pack == 0 and 4 * shared <= 3 * tiles:
+            best, tiles = pack, shared
+    return best, tiles

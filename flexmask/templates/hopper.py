@@ -94,11 +94,13 @@ def in_fours(x):
 
 
 @gluon.jit
-def load_bound(source, first, length, step, ROWS: gl.constexpr, FOURS: gl.constexpr):
+def load_bound(source, first, length, step, ROWS: gl.constexpr, SPAN: gl.constexpr, FOURS: gl.constexpr):
     """int32 source[row * step] for rows [0, ROWS), or 0 where first + row >= length, less the place of a thread's first column in
-    every eight: [ROWS, 1, 4, 1] in FOURS, the layout of `in_fours`."""
+    every eight: [ROWS, 1, 4, 1] in FOURS, the layout of `in_fours`. Rows begin anew with every SPAN-th."""
     place = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, FOURS))))[None, None, :, None]
     row = gl.arange(0, ROWS, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, FOURS))))
+    if SPAN < ROWS:
+        row = row % SPAN
     bound = gl.load(source + row * step, mask=first + row < length, other=0)
     return bound[:, None, None, None] - 2 * place
 
@@ -126,10 +128,13 @@ def kept_bits(bounds, first, COLUMNS: gl.constexpr, PIECES: gl.constexpr, STARTS
 
 
 @gluon.jit
-def load_words(source, count, ROWS: gl.constexpr, WORDS: gl.constexpr, FOURS: gl.constexpr):
-    """int32 source[row * WORDS + word] for rows [0, ROWS), or 0 where word >= count, as `spread_bits` takes them."""
+def load_words(source, count, ROWS: gl.constexpr, SPAN: gl.constexpr, WORDS: gl.constexpr, FOURS: gl.constexpr):
+    """int32 source[row * WORDS + word] for rows [0, ROWS), or 0 where word >= count, as `spread_bits` takes them. Rows
+    begin anew with every SPAN-th."""
     THREADS: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, FOURS))
     row = gl.arange(0, ROWS, gl.SliceLayout(1, THREADS))[:, None]
+    if SPAN < ROWS:
+        row = row % SPAN
     word = gl.arange(0, WORDS, gl.SliceLayout(0, THREADS))[None, :]
     return gl.load(source + (row * WORDS + word), mask=word < count, other=0)
 

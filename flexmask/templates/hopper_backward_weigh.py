@@ -17,10 +17,10 @@ reinterpret = getattr(gl.shared_memory_descriptor, "reinterpret", None) or gl.sh
 def piece_of_keys(keys_of, at, kv0, PIECE: gl.constexpr, FOURS: gl.constexpr):
     """(start, stop) of one interval of 64 keys, which begin at row `at` of the tables; keys beyond the last keep nothing."""
     kv_len, starts, stops = keys_of[0], keys_of[3], keys_of[4]
-    stop = load_bound(stops + at * PIECES + PIECE, kv0, kv_len, PIECES, 64, FOURS)
+    stop = load_bound(stops + at * PIECES + PIECE, kv0, kv_len, PIECES, 64, 64, FOURS)
     start = stop
     if STARTS or PIECE > 0:
-        start = load_bound(starts + at * PIECES + PIECE, kv0, kv_len, PIECES, 64, FOURS)
+        start = load_bound(starts + at * PIECES + PIECE, kv0, kv_len, PIECES, 64, 64, FOURS)
     return start, stop
 
 

@@ -37,6 +37,7 @@ from .hopper_forward_plan import (
     DTYPE,
     FACTOR,
     FIELDS,
+    HEADS_APART,
     MAP_FORM,
     OUTPUT,
     PACK,
@@ -63,6 +64,7 @@ from .hopper_forward_softmax import (
     load_bounds,
     load_pattern,
     masked_scores,
+    query_of,
     row_sums,
     score_context,
     softmax,
@@ -184,9 +186,9 @@ def consume(
         s = warpgroup_mma_wait(0, deps=[s_flying])
     while m >= 0:
         start = m * QUERIES + W * APART
-        row = start + gl.arange(0, ROWS, BY_ROW)
-        h += W * (PACK - 1)
-        score = score_context(score_mods, b, h, row[:, None], scale)
+        row = query_of(start, BY_ROW)
+        h += W * HEADS_APART
+        score = score_context(score_mods, b, h, row, scale)
         if SPLIT:
             first_part, last_part, first_full, last_full = spans(portion, portions, part, full)
         else:

@@ -15,6 +15,7 @@ from .hopper_forward_plan import (
     CONSUMERS,
     CROSSED,
     FIELDS,
+    HEADS_APART,
     MAP_FORM,
     NOTHING,
     PACK,
@@ -232,7 +233,7 @@ def produce(sources, rings, q_ring, records, bars, q_bars, record_bars, call, ti
             for w in gl.static_range(CONSUMERS):
                 mbarrier.wait(q_empty.index(buffer + w), ((number // Q_STAGES) & 1) ^ 1)
                 mbarrier.expect(q_full.index(buffer + w), ROWS * PADDED_DIM * 2)
-                tma_load(q, [b, h + w * (PACK - 1), m * QUERIES + w * APART, 0], q_full.index(buffer + w), q_ring.index(buffer + w))
+                tma_load(q, [b, h + w * HEADS_APART, m * QUERIES + w * APART, 0], q_full.index(buffer + w), q_ring.index(buffer + w))
         place = (b, h, b * kv_batch, h // group, m)
         low = 0
         count = 1 + part + full
@@ -252,7 +253,7 @@ def produce(sources, rings, q_ring, records, bars, q_bars, record_bars, call, ti
             for w in gl.static_range(CONSUMERS):  # last, as the output of the tile before has to leave from there
                 mbarrier.wait(q_empty.index(buffer + w), ((number // Q_STAGES) & 1) ^ 1)
                 mbarrier.expect(q_full.index(buffer + w), ROWS * PADDED_DIM * 2)
-                head, start, to = h + w * (PACK - 1), m * QUERIES + w * APART, (buffer + w) * Q_PARTS
+                head, start, to = h + w * HEADS_APART, m * QUERIES + w * APART, (buffer + w) * Q_PARTS
                 load_parts(q, b, head, start, q_full.index(buffer + w), q_ring, to, PARTS)
         # the rings are full: time to find the next tile of queries
         if SCHEDULE == "queue":

@@ -32,7 +32,7 @@ STARTS = gl.constexpr(True)
 # "always"; or only where the map's flag on the device says that its intervals "hold", or that they "fail"
 RUNS = gl.constexpr("always")
 SCORE = gl.constexpr(False)
-# of few queries: 2 heads of a group share a tile, a warpgroup each; and whether a tile row's keys are split among programs
+# of few queries: how many heads of a group share a tile, half of them a warpgroup; and whether a tile row's keys are split among programs
 PACK = gl.constexpr(1)
 SPLIT = gl.constexpr(False)
 # ---- constants of wide plans
@@ -44,9 +44,12 @@ PART = gl.constexpr(64)
 ROWS = gl.constexpr(64)
 CONSUMERS = gl.constexpr(BLOCK_Q.value // ROWS.value)
 WORDS = gl.constexpr(BLOCK_KV.value // 32)
-# queries of a tile, and how many queries apart the rows of its warpgroups are
+# heads of a warpgroup, and queries of each; queries of a tile; how many queries, or heads, the rows of its warpgroups are apart
+MEMBERS = gl.constexpr(max(1, PACK.value // CONSUMERS.value))
+SPAN = gl.constexpr(ROWS.value // MEMBERS.value)
 QUERIES = gl.constexpr(BLOCK_Q.value // PACK.value)
 APART = gl.constexpr(ROWS.value if PACK.value == 1 else 0)
+HEADS_APART = gl.constexpr(0 if PACK.value == 1 else MEMBERS.value)
 # numbers of a record
 FIELDS = gl.constexpr(16 if BITS.value or SPLIT.value else 8)
 # instead of a pattern's number, where the first tile of a walk has none: it is FULL; or stands for the tiles of a row that keeps nothing

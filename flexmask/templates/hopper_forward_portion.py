@@ -7,15 +7,16 @@ from .hopper_forward_plan import (
     ALL,
     BITS,
     BLOCK_KV,
+    BY_ROW,
     NOTHING,
     OUTPUT,
     PADDED_V_DIM,
     PART,
-    ROWS,
     SCORE,
     V_HEAD_DIM,
     WIDE,
 )
+from .hopper_forward_softmax import line_of, query_of
 
 
 # ---- functions of split plans
@@ -59,21 +60,23 @@ def begin_portion(patterns, first, chosen, part_at, part, full, pattern, portion
 
 @gluon.jit
 def leave_sums(left, place, total, peak, scale, row, q_len):
-    """Denominators and greatest scores of a portion's rows, to memory from `place` on."""
+    """Denominators and greatest scores of a portion's rows, to memory from `place` on, where those of the warpgroup's first head are."""
     _, totals, heights = left
     height = peak
     if not SCORE:
         height = peak * scale
-    gl.store(totals + place + row, total, mask=row < q_len)
-    gl.store(heights + place + row, height, mask=row < q_len)
+    to = place + line_of(row, q_len, BY_ROW)
+    gl.store(totals + to, total, mask=row < q_len)
+    gl.store(heights + to, height, mask=row < q_len)
 
 
 @gluon.jit
 def leave_columns(left, place, acc, start, q_len, FIRST: gl.constexpr, WIDTH: gl.constexpr):
     """Columns of a portion's output, as sums, to memory."""
-    row = start + gl.arange(0, ROWS, gl.SliceLayout(1, OUTPUT))
+    LAYOUT: gl.constexpr = gl.SliceLayout(1, OUTPUT)
+    row = query_of(start, LAYOUT)
     column = FIRST + gl.arange(0, WIDTH, gl.SliceLayout(0, OUTPUT))
-    to = left[0] + ((place + row) * V_HEAD_DIM)[:, None] + column[None, :]
+    to = left[0] + ((place + line_of(row, q_len, LAYOUT)) * V_HEAD_DIM)[:, None] + column[None, :]
     gl.store(to, acc, mask=(row < q_len)[:, None] & (column < V_HEAD_DIM)[None, :])
 
 

@@ -13,11 +13,13 @@ from .hopper_forward_plan import (
     BY_KEY,
     BY_ROW,
     CROSSED,
+    MEMBERS,
     PIECES,
     QUERIES,
     ROWS,
     SCORE,
     SCORES,
+    SPAN,
     STARTS,
     WORDS,
     score_mod,
@@ -26,6 +28,33 @@ from .hopper_forward_plan import (
 
 
 # ---- scores
+@gluon.jit
+def query_of(start, LAYOUT: gl.constexpr):
+    """The query of each row of a warpgroup whose first one is `start`."""
+    place = gl.arange(0, ROWS, LAYOUT)
+    if MEMBERS > 1:
+        place = place % SPAN
+    return start + place
+
+
+@gluon.jit
+def head_of(h, LAYOUT: gl.constexpr):
+    """The head of each row of a warpgroup whose first one is `h`; where there is no other, just that."""
+    head = h
+    if MEMBERS > 1:
+        head = h + gl.arange(0, ROWS, LAYOUT) // SPAN
+    return head
+
+
+@gluon.jit
+def line_of(row, q_len, LAYOUT: gl.constexpr):
+    """Where the rows of a warpgroup, `row` being their queries, lie in a tensor [heads, Q], from its first head on."""
+    line = row
+    if MEMBERS > 1:
+        line = row + head_of(0, LAYOUT) * q_len
+    return line
+
+
 @gluon.jit
 def fours():
     """Something in the layout that scores have after `in_fours`."""
@@ -42,17 +71,17 @@ def load_bounds(rows, b, h, start):
     if BITS:
         bounds += (words,)
     if PIECES > 0:
-        stop = load_bound(row_stops + at, start, q_len, PIECES, ROWS, FOURS)
+        stop = load_bound(row_stops + at, start, q_len, PIECES, ROWS, SPAN, FOURS)
         begin = stop  # not looked at where intervals begin with the first key
         if STARTS:
-            begin = load_bound(row_starts + at, start, q_len, PIECES, ROWS, FOURS)
+            begin = load_bound(row_starts + at, start, q_len, PIECES, ROWS, SPAN, FOURS)
         bounds += (begin, stop)
     if PIECES > 1:
-        bounds += (load_bound(row_starts + at + 1, start, q_len, PIECES, ROWS, FOURS),)
-        bounds += (load_bound(row_stops + at + 1, start, q_len, PIECES, ROWS, FOURS),)
+        bounds += (load_bound(row_starts + at + 1, start, q_len, PIECES, ROWS, SPAN, FOURS),)
+        bounds += (load_bound(row_stops + at + 1, start, q_len, PIECES, ROWS, SPAN, FOURS),)
     if PIECES > 2:
-        bounds += (load_bound(row_starts + at + 2, start, q_len, PIECES, ROWS, FOURS),)
-        bounds += (load_bound(row_stops + at + 2, start, q_len, PIECES, ROWS, FOURS),)
+        bounds += (load_bound(row_starts + at + 2, start, q_len, PIECES, ROWS, SPAN, FOURS),)
+        bounds += (load_bound(row_stops + at + 2, start, q_len, PIECES, ROWS, SPAN, FOURS),)
     return bounds
 
 
@@ -63,7 +92,7 @@ def load_pattern(bounds, pattern, count, W: gl.constexpr):
     if BITS:
         source = bounds[0] + (pattern.to(gl.int64) * QUERIES + W * APART) * WORDS
         FOURS: gl.constexpr = fours().type.layout
-        bits = load_words(source, count, ROWS, WORDS, FOURS)
+        bits = load_words(source, count, ROWS, SPAN, WORDS, FOURS)
     return bits
 
 
@@ -82,7 +111,7 @@ def masked_scores(s, bounds, cuts, tile, kv_len, W: gl.constexpr):
     if BITS:
         s = kept_or(s, bounds, LOWEST)
     elif CROSSED:
-        s = cut_or(s, cuts.load(BY_KEY), (W * APART + gl.arange(0, ROWS, BY_ROW)).to(gl.float32), LOWEST)
+        s = cut_or(s, cuts.load(BY_KEY), query_of(W * APART, BY_ROW).to(gl.float32), LOWEST)
     elif PIECES > 0:
         s = kept_or(s, kept_bits(bounds, tile * BLOCK_KV, BLOCK_KV, PIECES, STARTS), LOWEST)
     else:
@@ -91,12 +120,15 @@ def masked_scores(s, bounds, cuts, tile, kv_len, W: gl.constexpr):
 
 
 @gluon.jit
-def score_context(score_mods, b, h, q_idx, scale):
+def score_context(score_mods, b, h, row, scale):
     """What the score mod is given besides scores and keys, and what depends on the rows only."""
     tables, numbers = score_mods
     context = ()
     if SCORE:
-        context = (tables, numbers, score_row(tables, numbers, b, h, q_idx), b, h, q_idx, scale)
+        q_idx, head = row[:, None], h
+        if MEMBERS > 1:
+            head = head_of(h, BY_ROW)[:, None]
+        context = (tables, numbers, score_row(tables, numbers, b, head, q_idx), b, head, q_idx, scale)
     return context
 
 
@@ -138,14 +170,14 @@ def finish(total, peak, scale, sinks, peaks, lse, head, h, row, q_len):
     height = peak
     if not SCORE:
         height = peak * scale
-    to = head.to(gl.int64) * q_len + row
+    to = head.to(gl.int64) * q_len + line_of(row, q_len, BY_ROW)
     if peaks is not None:
         # no NaN is greatest, but it is in the sum
         certain = (total >= 0.0) | (height == INFINITY)
         gl.store(peaks + to, gl.where(certain, height * LN2, total), mask=row < q_len)
     shrink = gl.full([ROWS], 1.0, gl.float32, BY_ROW)
     if sinks is not None:  # a logit more in the denominator
-        sink = gl.load(sinks + h).to(gl.float32) * LOG2E
+        sink = gl.load(sinks + head_of(h, BY_ROW)).to(gl.float32) * LOG2E
         top = gl.maximum(height, sink)
         base = gl.where(top == -INFINITY, 0.0, top)
         shrink = gl.exp2(height - base)

@@ -6,20 +6,35 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 
 from .hopper_forward import attention_forward
-from .hopper_forward_plan import BITS, BLOCK_KV, PACK, PADDED_DIM, PADDED_V_DIM, PART, QUERIES, ROWS, SCHEDULE, SCORE, SPLIT, WIDE, WORDS
+from .hopper_forward_plan import (
+    BITS,
+    BLOCK_KV,
+    MEMBERS,
+    PACK,
+    PADDED_DIM,
+    PADDED_V_DIM,
+    PART,
+    QUERIES,
+    SCHEDULE,
+    SCORE,
+    SPAN,
+    SPLIT,
+    WIDE,
+    WORDS,
+)
 from .hopper_turns import long_level, processors
 from .launcher import MAX_INDEX, describe, fits_tma, resident_heads, strides
 from .portions import add_portions, portion_memory, split_among
 
 
 # ---- functions
-def tiles_of(x, rows, width):
-    """A Gluon descriptor of [1, 1, rows, width] tiles of `x`, laid out in shared memory as wgmma reads them."""
+def tiles_of(x, rows, width, heads=1):
+    """A Gluon descriptor of [1, heads, rows, width] tiles of `x`, laid out in shared memory as wgmma reads them."""
     if WIDE:
         width = PART.value
     known = describe(x, rows, width)
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
-    return GluonDescriptor(known.base, known.shape, known.strides, known.block_shape, layout)
+    return GluonDescriptor(known.base, known.shape, known.strides, [1, heads, *known.block_shape[2:]], layout)
 
 
 def check_bits(patterns, words):
@@ -82,8 +97,8 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
     else:
         portions, memory = 1, (None, None, None)
     attention_forward[(tiles if SCHEDULE == "grid" else min(tiles, programs),)](
-        tiles_of(q, ROWS.value, PADDED_DIM.value), tiles_of(k, BLOCK_KV.value, PADDED_DIM.value),
-        tiles_of(v, BLOCK_KV.value, PADDED_V_DIM.value), tiles_of(out, ROWS.value, PADDED_V_DIM.value), lse,
+        tiles_of(q, SPAN.value, PADDED_DIM.value, MEMBERS.value), tiles_of(k, BLOCK_KV.value, PADDED_DIM.value),
+        tiles_of(v, BLOCK_KV.value, PADDED_V_DIM.value), tiles_of(out, SPAN.value, PADDED_V_DIM.value, MEMBERS.value), lse,
         float(scale), q_len, kv_len, tiles, rows, resident, heads, group, int(k.shape[0] > 1), *score_captures,
         row_starts, row_stops, *strides(row_starts, q_len),
         column_starts, column_stops, *strides(column_starts, kv_len),

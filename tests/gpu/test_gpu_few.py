@@ -50,6 +50,9 @@ SIZES = {
     (1, 2, 1, 300, 20000): ("rows split",),
     (2, 32, 8, 64, 3001): ("2 heads a tile", "rows split"),
     (16, 32, 8, 64, 1500): ("2 heads a tile",),
+    (1, 32, 8, 32, 3001): (" 4 heads a tile", "rows split"),
+    (2, 64, 8, 13, 2001): (" 8 heads a tile", "rows split"),
+    (16, 16, 1, 8, 1500): (" 16 heads a tile",),
     (1, 6, 3, 170, 4000): ("2 heads a tile", "rows split"),
     (1, 32, 8, 256, 5000): ("rows split",),
 }
@@ -66,7 +69,7 @@ def test_sizes(sizes):
 
 
 @pytest.mark.parametrize("name", zoo.MASKS)
-@pytest.mark.parametrize("q_len", [1, 7, 60, 150])
+@pytest.mark.parametrize("q_len", [1, 7, 29, 60, 150])
 def test_zoo_masks(name, q_len):
     B, H, KV = 2, 8, 1333
     given = tensors(B, H, 2, q_len, KV, 64, 64)
@@ -78,7 +81,7 @@ def test_zoo_masks(name, q_len):
 @pytest.mark.parametrize("name", zoo.SCORES)
 def test_zoo_scores(name):
     B, H, KV = 2, 8, 1201
-    for Q in (5, 64):
+    for Q in (5, 31, 64):
         score = zoo.SCORES[name](B, H, Q, KV, device="cuda")
         check(*tensors(B, H, 2, Q, KV, 64, 64, torch.float16), masks.at_offset(masks.sliding_window(900), KV - Q), score)
 
@@ -94,7 +97,7 @@ def test_head_dims_and_dtypes(dims, dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("q_len", [1, 9, 64, 140])
+@pytest.mark.parametrize("q_len", [1, 9, 30, 64, 140])
 def test_sinks_dropout_and_a_negative_scale(q_len, dtype):
     given = tensors(2, 8, 2, q_len, 2100, 64, 64, dtype)
     late = masks.at_offset(masks.causal, 1000) & flexmask.mask(lambda b, h, q_idx, kv_idx: q_idx != 3)
@@ -105,7 +108,7 @@ def test_sinks_dropout_and_a_negative_scale(q_len, dtype):
         check(*given, mask, dropout_p=0.3, seed=seed, sinks=torch.linspace(-2.0, 3.0, 8, device="cuda"), return_max_scores=True)
 
 
-@pytest.mark.parametrize("q_len", [3, 64])
+@pytest.mark.parametrize("q_len", [3, 32, 64])
 def test_layouts(q_len):
     q, k, v = tensors(2, 8, 2, q_len, 2000)
     turned = lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)

@@ -90,6 +90,10 @@ def ending(b, h, q):
     return [(0 * q, q + 751)]
 
 
+def band_and_prefix(b, h, q):
+    return [(0 * q, 20 + 0 * q), (q + 60, 2 * q + 100)]
+
+
 def alike(batch, heads, q_len, kv_len):
     """The same for all heads."""
     return scattered(batch, 1, q_len, kv_len).expand(batch, heads, q_len, kv_len)
@@ -194,6 +198,20 @@ CASES: dict[str, Case] = {
     ),
     "2 heads a tile, score": Case({"head_dim": 64, **RANGE, "pack": 2, "score": True}, causal, (1, 4, 2, 100, 300), score="gate"),
     "2 heads a tile, 256": Case({"head_dim": 256, **RANGE, "pack": 2}, causal, (2, 2, 1, 100, 300), given=("sinks",)),
+    "4 heads a tile": Case({"head_dim": 64, "pack": 4}, sizes=(2, 8, 2, 40, 300), given=("sinks", "peaks")),
+    "4 heads a tile, two": Case({"head_dim": 128, **LIST, "pieces": 2, "pack": 4}, band_and_prefix, (1, 4, 1, 70, 300), given=("order",)),
+    "4 heads a tile, crossed": Case(
+        {"head_dim": 64, **LIST, "crossed": True, "pack": 4}, lambda b, h, k: [(k // 4, k // 4 + 20)], (1, 8, 2, 75, 300)
+    ),
+    "8 heads a tile, bits": Case(
+        {"head_dim": 64, **BITS, "pack": 8, "split": True}, None, (2, 8, 1, 37, 500), kept=alike, given=("sinks", "peaks")
+    ),
+    "8 heads a tile, score": Case({"head_dim": 64, **RANGE, "pack": 8, "score": True}, causal, (1, 8, 1, 30, 300), score="gate"),
+    "16 heads a tile, slopes": Case({"head_dim": 128, "pack": 16, "split": True, "score": True}, sizes=(1, 32, 2, 7, 300), score="slopes"),
+    "4 heads a tile, 256": Case({"head_dim": 256, **RANGE, "pack": 4}, causal, (2, 4, 1, 50, 300), given=("sinks", "peaks")),
+    "4 heads a tile, 192/128, split": Case(
+        {"head_dim": 192, "v_head_dim": 128, **RANGE, "pack": 4, "split": True}, causal, (1, 4, 1, 50, 300), given=("peaks",)
+    ),
     "2 heads a tile, split": Case({"head_dim": 64, **LIST, "pieces": 3, "pack": 2, "split": True}, three, (2, 4, 2, 64, 600)),
     "softcap": Case({"head_dim": 64, **RANGE, "score": True}, causal, score="softcap"),
     "slopes": Case({"head_dim": 64, "score": True}, score="slopes", given=("sinks", "peaks")),

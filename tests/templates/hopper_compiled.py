@@ -43,6 +43,8 @@ CASES: dict[str, Case] = {
     "128/256": Case({"head_dim": 128, "v_head_dim": 256, **RANGE}),
     "split": Case({"head_dim": 128, **RANGE, "split": True}),
     "split, 2 heads a tile, bits": Case({"head_dim": 128, **BITS, "split": True, "pack": 2}, given=("extras",)),
+    "4 heads a tile": Case({"head_dim": 128, **RANGE, "pack": 4, "split": True}, given=("extras",)),
+    "8 heads a tile, bits": Case({"head_dim": 128, **BITS, "pack": 8}, given=("extras",)),
     "2 heads a tile": Case({"head_dim": 64, **RANGE, "pack": 2}),
     "2 heads a tile, crossed": Case({"head_dim": 128, **LIST, "crossed": True, "pack": 2}),
     "256, split": Case({"head_dim": 256, **LIST, "pieces": 2, "split": True, "pack": 2}),

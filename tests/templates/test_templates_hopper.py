@@ -87,8 +87,10 @@ MISTAKES = {
     "split, a portion that begins with the walk": ("first = gl.where(low > 0, chosen, first)", "first = first + 0"),
     "split, a tile for a portion that has none": ("gl.where(low < following, first, gl.cdiv(kv_len, BLOCK_KV))", "first"),
     "split, all portions to one place": ("portion.to(gl.int64) * all_rows", "gl.to_tensor(0).to(gl.int64)"),
-    "2 heads, the queries of one for both": ("h + w * (PACK - 1)", "h"),
-    "2 heads, output of one for both": ("h += W * (PACK - 1)", "h += 0"),
+    "2 heads, the queries of one for both": ("h + w * HEADS_APART", "h"),
+    "8 heads, bits of rows that are other heads": ("row = row % SPAN", "row = row + 0"),
+    "8 heads, a head of its own for each row": ("// SPAN", "// ROWS"),
+    "2 heads, output of one for both": ("h += W * HEADS_APART", "h += 0"),
 }
 
 
@@ -98,7 +100,10 @@ def test_the_simulation_notices(mistake, monkeypatch):
     monkeypatch.setattr(hopper_on_cpu, "LATE", 0.02)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     right, wrong = MISTAKES[mistake]
-    kinds = {"bits": "bits", "wide": "192, window", "apart": "heads apart", "split": "split, two", "2 heads": "2 heads a tile"}
+    kinds = {
+        "bits": "bits", "wide": "192, window", "apart": "heads apart", "split": "split, two", "2 heads": "2 heads a tile",
+        "8 heads": "8 heads a tile, bits",
+    }  # fmt: skip
     case = CASES[next((case for kind, case in kinds.items() if mistake.startswith(kind)), "crossed")]
     text = source_of(case)
     assert right in text
@@ -190,7 +195,7 @@ def test_files_of_plans_that_split_nothing_say_nothing_of_it():
 
 
 def test_warpgroups_with_heads_of_their_own_are_two():
-    with pytest.raises(ValueError, match="either each of two warpgroups has a head of its own"):
+    with pytest.raises(ValueError, match="heads that share a tile are 2, 4, 8 or 16"):
         plan_hopper(64, pack=3)
 
 
