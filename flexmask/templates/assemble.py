@@ -62,7 +62,12 @@ def _kernel(plan: KernelPlan, text: str) -> list[str]:
     portions = _functions(_sections("portions.py")["portions"])
     if not plan.split:
         del portions["join_portions"]
-    return [*kept, *portions.values(), _sections("forward_few.py")["few queries"]]
+    return [*kept, _idle(), *portions.values(), _sections("forward_few.py")["few queries"]]
+
+
+def _idle() -> str:
+    """The function that says whether a kernel's partner does the work."""
+    return _functions(_sections("backward.py")["functions"])["is_idle"]
 
 
 def _launcher(plan: KernelPlan, text: str) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from ..lowering.plan_hopper import HopperPlan
-from .assemble import _branches, _comments, _functions, _helpers, _join, _sections
+from .assemble import _branches, _comments, _functions, _helpers, _idle, _join, _sections
 
 HOPPER_IMPORTS = """import torch
 import triton
@@ -19,7 +19,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDes
 from triton.tools.tensor_descriptor import TensorDescriptor
 """
 # what the host side takes from the plain kernel's
-_HOST = ("pack", "fits_tma", "describe", "resident_heads", "strides")
+_HOST = ("pack", "fits_tma", "describe", "resident_heads", "strides", "results_of", "without_keys", "rising")
 
 
 def assemble_hopper(plan: HopperPlan, score: str | None = None, header: Sequence[str] = ()) -> str:
@@ -70,8 +70,8 @@ def _portions(plan: HopperPlan) -> list[str]:
     """What adds up the portions of a tile row, and its host side, where rows are split: plain Triton's."""
     if not plan.split:
         return []
-    portions = _sections("portions.py")
-    return [_functions(_sections("forward.py")["functions"])["add_sink"], portions["portions"], portions["functions"]]
+    portions, add_sink = _sections("portions.py"), _functions(_sections("forward.py")["functions"])["add_sink"]
+    return [_idle(), add_sink, portions["portions"], portions["functions"]]
 
 
 def _values(plan: HopperPlan) -> dict[str, object]:

@@ -8,6 +8,7 @@ and mask the tiles, and leaves its kernel out.
 import triton
 import triton.language as tl
 
+from .backward import is_idle
 from .dropout import head_keys, row_keys, survives  # noqa: F401
 from .forward import (
     BITS,
@@ -32,7 +33,7 @@ from .forward import (
     mask_row,
     score_row,
 )
-from .portions import finish_rows, stands_down
+from .portions import finish_rows
 
 # ---- few queries
 
@@ -144,7 +145,7 @@ def attention_forward(
     seed, threshold, factor,  # of dropout: int64, or None; how many of 2**24 it drops; what it multiplies the others by
 ):  # fmt: skip
     """One tile row of the output, or one portion of its keys."""
-    if stands_down(broken):
+    if is_idle(broken):
         return
     m, b, unit, portion = find_unit(q_len, units, portions)
     head, query, exists = rows_of(m, unit, q_len, group)

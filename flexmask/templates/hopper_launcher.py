@@ -16,14 +16,13 @@ from .hopper_forward_plan import (
     PART,
     QUERIES,
     SCHEDULE,
-    SCORE,
     SPAN,
     SPLIT,
     WIDE,
     WORDS,
 )
 from .hopper_turns import long_level, processors
-from .launcher import MAX_INDEX, describe, fits_tma, resident_heads, strides
+from .launcher import describe, fits_tma, resident_heads, results_of, rising, strides, without_keys
 from .portions import add_portions, portion_memory, split_among
 
 
@@ -64,25 +63,17 @@ def forward(q, k, v, scale, mask_captures=((), ()), score_captures=((), ()), row
     """
     batch, heads, q_len, _ = q.shape
     kv_len = k.shape[2]
-    if max(batch, heads, q_len, kv_len) > MAX_INDEX:
-        raise ValueError(f"sizes beyond {MAX_INDEX} are not supported; got q {tuple(q.shape)}, k {tuple(k.shape)}")
     if dropout is not None:
         raise ValueError("this kernel has no dropout. Use a KernelPlan.")
     check_bits(patterns, words)
-    out, lse = into or (
-        torch.empty(batch, heads, q_len, v.shape[3], dtype=q.dtype, device=q.device),
-        torch.empty(batch, heads, q_len, dtype=torch.float32, device=q.device),
-    )
+    out, lse = results_of(q, k, v) if into is None else into
     if lse.numel() == 0:
         return out, lse
     if kv_len == 0:
-        if peaks is not None:
-            peaks.fill_(float("-inf"))
-        return out.zero_(), lse.fill_(float("-inf")) if sinks is None else lse.copy_(sinks[:, None].expand_as(lse))
+        return without_keys(out, lse, sinks, peaks)
     if not fits_tma(out):
         raise ValueError(f"TMA needs rows of a multiple of 16 bytes; got an output of {tuple(out.shape)}, strides {out.stride()}")
-    if not SCORE and scale <= 0:  # the kernel takes the maximum before it multiplies by the scale
-        q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
+    q, scale = rising(q, scale)
     rows, units = triton.cdiv(q_len, QUERIES.value), batch * heads // PACK.value
     tiles, programs, group = rows * units, processors(q.device), heads // k.shape[1]
     if SCHEDULE == "queue" and queue is None:

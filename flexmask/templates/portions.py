@@ -7,21 +7,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .forward import LN2, LOG2E, RUNS, V_HEAD_DIM, add_sink
+from .backward import is_idle
+from .forward import LN2, LOG2E, V_HEAD_DIM, add_sink
 
 
 # ---- portions
-@triton.jit
-def stands_down(broken):
-    """Whether this kernel's partner does the work."""
-    idle = False
-    if RUNS == "hold":
-        idle = tl.load(broken) != 0
-    if RUNS == "fail":
-        idle = tl.load(broken) != 1
-    return idle
-
-
 @triton.jit
 def finish_rows(acc, total, height, row, head, exists, to, lse, sinks, peaks, seed, factor, WIDTH: tl.constexpr):
     """Stores output, log-sum-exp and greatest score of rows; `to` points at their places in the output."""
@@ -49,7 +39,7 @@ def join_portions(
     TOGETHER: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """A row of the output, of `rows` in all, from what the portions have left of it, TOGETHER of these at a time."""
-    if stands_down(broken):
+    if is_idle(broken):
         return
     row = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
