@@ -170,7 +170,7 @@ def begin_tile(m, b, h, pattern, q_ring, k_ring, q_full, k_full, number, at, row
 def consume(
     W: gl.constexpr, out, rings, q_ring, out_ring, records, bars, q_bars, record_bars, tile_map, rows, lengths, scale, score_mods, found
 ):
-    """A warpgroup that multiplies: rows [64 W, 64 W + 64) of every tile of queries, or those of its own head."""
+    """A warpgroup that multiplies: rows [64 W, 64 W + 64) of every tile of queries, or those of its own heads."""
     k_ring, v_ring, cut_ring = rings
     k_full, k_empty, v_full, v_empty = bars
     q_full, q_empty = q_bars

@@ -13,7 +13,8 @@ import flexmask
 from flexmask import masks, reference, scores
 
 pytestmark = pytest.mark.gpu
-TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 2.5e-2, torch.float32: 2e-5}
+# of the greatest entry, as means of thousands of values are small
+TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 2e-2, torch.float32: 2e-4}
 BF16 = torch.bfloat16
 
 
@@ -23,15 +24,18 @@ def tensors(B, Hq, Hkv, Q, KV, D=128, Dv=128, dtype=BF16, kv_batch=None, seed=0)
     return [torch.randn(*shape, generator=g, device="cuda").to(dtype) for shape in shapes]
 
 
+def close(found, want, tolerance):
+    greatest = want[want.isfinite()].abs().max().item() if want.isfinite().any() else 0.0
+    torch.testing.assert_close(found.double(), want.double(), rtol=0, atol=tolerance * greatest)
+
+
 def check(q, k, v, mask=None, score=None, **options):
     options |= {"enable_gqa": q.shape[1] != k.shape[1], "return_lse": True}
     with torch.no_grad():
         found = flexmask.attention(q, k, v, mask=mask, score=score, **options)
         want = reference.attention(q.double(), k.double(), v.double(), mask, score, **options)
-    tolerance = TOLERANCE[q.dtype]
     for one, other in zip(found, want, strict=True):
-        assert torch.equal(one.isfinite(), other.isfinite())
-        torch.testing.assert_close(one.double(), other.double(), atol=tolerance, rtol=tolerance)
+        close(one, other, TOLERANCE[q.dtype])
 
 
 def told(mask, tensors):
@@ -129,7 +133,7 @@ def test_gradients(q_len):
     doubled = [x.detach().double().requires_grad_() for x in (q, k, v)]
     want = torch.autograd.grad(reference.attention(*doubled, mask, enable_gqa=True), doubled, dout.double())
     for one, other in zip(found, want, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=0, atol=2e-2 * other.abs().max().item())
+        close(one, other, 2e-2)
 
 
 def test_decoding_into_a_cache_step_by_step():
@@ -142,13 +146,13 @@ def test_decoding_into_a_cache_step_by_step():
         mask = masks.at_offset(masks.causal, lengths)
         want = reference.attention(q.double(), cache_k.double(), cache_v.double(), mask, enable_gqa=True)
         out = flexmask.compile(mask, enable_gqa=True)(q, cache_k, cache_v)
-        torch.testing.assert_close(out.double(), want, atol=2.5e-2, rtol=2.5e-2)
+        close(out, want, TOLERANCE[BF16])
         if step == 0:
             assert torch.equal(out, attn(q, cache_k, cache_v))
     found = [flexmask.attention(q, cache_k[:, :, :n], cache_v[:, :, :n], enable_gqa=True) for n in range(4000, 4096, 13)]
     for n, out in zip(range(4000, 4096, 13), found, strict=True):
         want = reference.attention(q.double(), cache_k[:, :, :n].double(), cache_v[:, :, :n].double(), enable_gqa=True)
-        torch.testing.assert_close(out.double(), want, atol=2.5e-2, rtol=2.5e-2)
+        close(out, want, TOLERANCE[BF16])
 
 
 @pytest.mark.parametrize("documents", [False, True])
